@@ -1,0 +1,43 @@
+"""Errors a user can act on: what is wrong, the value found, and the argument that mends it."""
+
+from __future__ import annotations
+
+
+class EvercellError(Exception):
+    """Base of every error that evercell raises on purpose.
+
+    Parameters
+    ----------
+    message
+        What is wrong, the value found and what was expected; file and key names in backticks.
+    hint
+        One line that names the argument or command that mends it.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class CellsError(EvercellError):
+    """A file or AnnData does not hold usable cells or counts."""
+
+
+class GenesError(EvercellError):
+    """Genes cannot be matched to the model's genes."""
+
+
+class LabelsError(EvercellError):
+    """Cell type labels are missing or cannot be used."""
+
+
+class ModelError(EvercellError):
+    """A model directory is missing, damaged, or of a format that cannot be read."""
+
+
+class SettingsError(EvercellError):
+    """A setting has a value that cannot be used."""
