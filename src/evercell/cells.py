@@ -1,0 +1,313 @@
+"""The only reader and writer of cell files."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from evercell.counts import Counts, find_counts, is_transposed
+from evercell.errors import CellsError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Counts", "atomic_path", "find_counts", "read_cells", "write_cells", "write_table"]
+
+READABLE = ".h5ad, .zarr, .h5 (10x), .loom, .csv, .tsv or .txt (also .gz), or a 10x folder with matrix.mtx"
+TENX = "10x matrix.mtx"
+TABLES = (".csv", ".tsv", ".txt")
+TABLE_ROWS = 1000  # rows of a dense table parsed at a time, then kept sparse
+
+
+def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed: bool = False) -> AnnData:
+    """Read a file of cells, check that it holds counts, and leave everything in it as it was.
+
+    Parameters
+    ----------
+    path
+        ``.h5ad``, ``.zarr``, 10x ``.h5``, a 10x folder (or its ``matrix.mtx``, or folder and file-name prefix),
+        ``.loom`` or a dense table (``.csv``, ``.tsv``, ``.txt``, also ``.gz``) with cells or genes in rows.
+    layer
+        Where the counts are: ``"X"``, ``"raw"`` or a layer; searched for by default (see :func:`find_counts`).
+    backed
+        Leave ``X`` of an ``.h5ad`` in the file and read its rows when they are asked for.
+
+    Returns
+    -------
+    anndata.AnnData
+        Cells in rows, genes in columns, in file order. Of a 10x file with several kinds of features only the genes.
+
+    Raises
+    ------
+    CellsError
+        The file is missing, damaged or of an unknown kind, or holds no counts. Empty cells are let through here.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if backed and kind != ".h5ad":
+        raise CellsError(f"`{path}` cannot be read backed: only .h5ad files can", hint="convert it to .h5ad")
+    try:
+        with warnings.catch_warnings():
+            # Names that repeat are judged by find_counts, with a message that says what to do.
+            warnings.filterwarnings("ignore", message=".*names are not unique")
+            adata = _read(path, kind, backed)
+    except (CellsError, MemoryError):
+        raise
+    except Exception as error:  # every format has errors of its own; to the user they are one
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise CellsError(
+            f"`{path}` cannot be read as {kind}: it is damaged, cut off or of another kind ({what})",
+            hint="copy or download the file again, or check how it was written",
+        ) from error
+    find_counts(adata, layer=layer, name=str(path), empty_cells="keep")
+    return adata
+
+
+def write_cells(adata: AnnData, path: str | os.PathLike[str]) -> None:
+    """Write an AnnData to ``.h5ad`` or ``.zarr``; the file is whole or absent, and ``adata`` is not changed.
+
+    Raises
+    ------
+    CellsError
+        The suffix is unknown, the folder does not exist, or something in ``adata`` cannot be stored.
+    """
+    from anndata.io import write_h5ad, write_zarr
+
+    path = Path(path)
+    if path.suffix not in (".h5ad", ".zarr"):
+        raise CellsError(f"`{path}` does not end in .h5ad or .zarr", hint="give the output one of these suffixes")
+    with atomic_path(path) as unfinished, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Writing zarr v2")  # every reader of AnnData reads it
+        try:
+            if path.suffix == ".h5ad":
+                write_h5ad(unfinished, adata, compression="gzip", convert_strings_to_categoricals=False)
+            else:
+                write_zarr(unfinished, adata, convert_strings_to_categoricals=False)
+        except Exception as error:
+            raise CellsError(f"`{path}` cannot be written: {error}") from error
+
+
+def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a table to ``.csv``, ``.tsv`` or ``.txt`` (also ``.gz``), whole or not at all; a named index is kept."""
+    path = Path(path)
+    kind = _suffix(path)
+    if kind not in TABLES:
+        raise CellsError(f"`{path}` does not end in .csv or .tsv (or .gz)", hint="give the table one of these suffixes")
+    keep_index = not (isinstance(frame.index, pd.RangeIndex) and frame.index.name is None)
+    text = frame.to_csv(sep="," if kind == ".csv" else "\t", index=keep_index).encode()
+    with atomic_path(path) as unfinished:
+        # Without a time and a name inside, the same table gives the same bytes.
+        unfinished.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write a file or a folder to, renamed when the block ends, removed when it fails.
+
+    A file is replaced in one step. A folder that exists cannot be: it is set aside, and put back if the renaming fails.
+
+    Raises
+    ------
+    CellsError
+        The folder to write in does not exist or cannot be written to.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if not target.parent.is_dir():
+        raise CellsError(f"the folder `{target.parent}` of `{path}` does not exist", hint="make the folder first")
+    if not os.access(target.parent, os.W_OK):
+        raise CellsError(f"the folder `{target.parent}` of `{path}` cannot be written to", hint="choose another output")
+    token = uuid.uuid4().hex[:8]
+    unfinished = target.with_name(f".{token}.{target.name}")  # the suffix stays: writers choose by it
+    aside = target.with_name(f".{token}.old.{target.name}")
+    try:
+        yield unfinished
+        if target.exists() and (target.is_dir() or unfinished.is_dir()):
+            target.rename(aside)
+        unfinished.replace(target)
+    finally:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        for left in (unfinished, aside):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _suffix(path: Path) -> str:
+    """The last suffix in lower case, without a closing ``.gz``."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _kind(path: Path) -> str:
+    """What reader a path needs, or an error that says what is wrong with the path."""
+    suffix = _suffix(path)
+    if not path.exists() and any(path.parent.glob(f"{glob.escape(path.name)}*matrix.mtx*")):
+        return TENX
+    if not path.exists():
+        raise CellsError(f"`{path}` does not exist", hint="check the path")
+    if suffix == ".mtx" or (path.is_dir() and suffix != ".zarr"):
+        return TENX
+    if suffix not in (".h5ad", ".zarr", ".h5", ".hdf5", ".loom", *TABLES):
+        raise CellsError(f"`{path}` is of no known kind", hint=f"cells are read from {READABLE}")
+    return suffix
+
+
+def _read(path: Path, kind: str, backed: bool) -> AnnData:
+    from anndata.io import read_h5ad, read_zarr
+
+    if kind == ".h5ad":
+        return read_h5ad(path, backed="r" if backed else None)
+    if kind == ".zarr":
+        return read_zarr(path)
+    if kind in (".h5", ".hdf5"):
+        return _read_10x_h5(path)
+    if kind == ".loom":
+        return _read_loom(path)
+    if kind in TABLES:
+        return _read_table(path)
+    return _read_10x_folder(path)
+
+
+def _read_10x_h5(path: Path) -> AnnData:
+    """Cell Ranger 3 and later (group ``matrix``) or before (one group a genome, of which there must be one)."""
+    import h5py
+    from anndata import AnnData
+    from anndata.io import read_h5ad
+
+    with h5py.File(path, "r") as file:
+        if "obs" in file and "var" in file:
+            return read_h5ad(path)
+        group = "matrix" if "matrix" in file else next(iter(file), "")
+        if group != "matrix" and len(file) > 1:
+            raise CellsError(
+                f"`{path}` holds several genomes: {', '.join(f'`{g}`' for g in file)}", hint="give a file of one genome"
+            )
+        if group == "" or "barcodes" not in file[group]:
+            raise CellsError(f"`{path}` holds no 10x matrix", hint=f"cells are read from {READABLE}")
+        matrix = file[group]
+        n_genes, n_cells = (int(n) for n in matrix["shape"][:])
+        # Stored by cell: the columns of (genes, cells) are the rows of (cells, genes).
+        stored = (matrix["data"][:], matrix["indices"][:], matrix["indptr"][:])
+        counts = sp.csr_matrix(stored, shape=(n_cells, n_genes))
+        text = {key: matrix[key].asstr()[:] for key in ("barcodes", "genes", "gene_names") if key in matrix}
+        if group == "matrix":
+            # Other tables beside these describe a panel or a genome, one row a feature.
+            features = {
+                key: item.asstr()[:]
+                for key, item in matrix["features"].items()
+                if isinstance(item, h5py.Dataset) and item.shape == (n_genes,) and item.dtype.kind in "SO"
+            }
+        else:
+            features = {"name": text["gene_names"], "id": text["genes"]}
+    names = pd.Index(features.pop("name"))
+    var = pd.DataFrame(features, index=names).rename(columns={"id": "gene_ids", "feature_type": "feature_types"})
+    return _genes_only(AnnData(counts, obs=pd.DataFrame(index=text["barcodes"]), var=var))
+
+
+def _read_10x_folder(path: Path) -> AnnData:
+    from anndata import AnnData
+    from scipy.io import mmread
+
+    folder, prefix = (path, "") if path.is_dir() else (path.parent, path.name.split("matrix.mtx")[0])
+    matrices = sorted(folder.glob(f"{glob.escape(prefix)}*matrix.mtx*"))
+    plain = [m for m in matrices if m.name in (f"{prefix}matrix.mtx", f"{prefix}matrix.mtx.gz")]
+    matrices = plain[:1] or matrices  # an unpacked file beside its .gz is the same matrix
+    if len(matrices) != 1:
+        found = ", ".join(f"`{m.name}`" for m in matrices) or "no matrix.mtx"
+        raise CellsError(
+            f"`{path}` holds {found}; one 10x matrix is needed",
+            hint=f"give the folder with the file-name prefix of one sample, such as {folder}/sample1_"
+            if matrices
+            else f"cells are read from {READABLE}",
+        )
+    prefix = matrices[0].name.split("matrix.mtx")[0]
+    barcodes = _read_list(folder, prefix, ("barcodes.tsv",))
+    features = _read_list(folder, prefix, ("features.tsv", "genes.tsv"))
+    counts = sp.csr_matrix(mmread(matrices[0]).T)
+    if counts.shape != (len(barcodes), len(features)):
+        raise CellsError(
+            f"`{matrices[0]}` has {counts.shape[1]} genes and {counts.shape[0]} cells, its lists {len(features)} and "
+            f"{len(barcodes)}",
+            hint="take the three files from the same run",
+        )
+    columns = ["gene_ids", "name", "feature_types"]
+    var = features.iloc[:, :3].set_axis(columns[: min(3, features.shape[1])], axis=1)
+    var = var.set_index("name" if "name" in var else "gene_ids", drop="name" in var).rename_axis(None)
+    return _genes_only(AnnData(counts, obs=pd.DataFrame(index=barcodes[0].to_numpy()), var=var))
+
+
+def _read_list(folder: Path, prefix: str, names: tuple[str, ...]) -> pd.DataFrame:
+    for name in names:
+        for file in (folder / f"{prefix}{name}", folder / f"{prefix}{name}.gz"):
+            if file.exists():
+                return pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=3)
+    wanted = " or ".join(f"`{prefix}{name}`" for name in names)
+    raise CellsError(f"`{folder}` has no {wanted} (or .gz) beside its matrix", hint="put the file into the folder")
+
+
+def _genes_only(adata: AnnData) -> AnnData:
+    """Leave out antibodies, guides and peaks: they are not genes, and their totals would distort the cells'."""
+    if "feature_types" not in adata.var or (adata.var["feature_types"] == "Gene Expression").all():
+        return adata
+    return adata[:, (adata.var["feature_types"] == "Gene Expression").to_numpy()].copy()
+
+
+def _read_loom(path: Path) -> AnnData:
+    try:
+        import loompy
+    except ImportError as error:
+        raise CellsError(f"`{path}` needs the package loompy", hint="pip install evercell[loom]") from error
+    from anndata.io import read_loom
+
+    with loompy.connect(str(path), mode="r", validate=False) as file:
+        cells = next((key for key in ("CellID", "obs_names", "cell_id", "barcode") if key in file.ca), "CellID")
+        genes = next((key for key in ("Gene", "var_names", "gene_name", "gene") if key in file.ra), "Gene")
+    return read_loom(path, X_name="", obs_names=cells, var_names=genes, validate=False)
+
+
+def _read_table(path: Path) -> AnnData:
+    """A dense table of numbers with names in the first column and row; columns of text go with the row names."""
+    from anndata import AnnData
+
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as file:
+        lines = [file.readline(), file.readline()]
+    separator = max("\t,; ", key=lines[1].count)
+    header, first = (next(csv.reader([line], delimiter=separator), []) for line in lines)
+    if len(first) < 2:
+        raise CellsError(
+            f"`{path}` is not a table: a row of names and a row of values are needed",
+            hint="separate columns by comma or tab",
+        )
+    # Tables written by R have no name above the column of names.
+    names = np.array(header[-(len(first) - 1) :])
+    blocks, texts = [], []
+    text: np.ndarray | None = None
+    for part in pd.read_csv(path, sep=separator, index_col=0, header=None, skiprows=1, chunksize=TABLE_ROWS):
+        if text is None:
+            text = np.array([not pd.api.types.is_numeric_dtype(kind) for kind in part.dtypes])
+        texts.append(part.loc[:, text].set_axis(names[text], axis=1))
+        blocks.append(sp.csr_matrix(part.loc[:, ~text].apply(pd.to_numeric).to_numpy(dtype=np.float32)))
+    if text is None or text.all():
+        raise CellsError(f"`{path}` is a table without numbers", hint="give a table of counts")
+    rows = pd.concat(texts)
+    rows.index = rows.index.astype(str).rename(None)
+    counts, columns = sp.vstack(blocks, format="csr"), pd.DataFrame(index=names[~text])
+    if is_transposed(rows.index, columns.index):
+        return AnnData(sp.csr_matrix(counts.T), obs=columns, var=rows)
+    return AnnData(counts, obs=rows, var=columns)
