@@ -1,0 +1,119 @@
+"""Linear model on log-normalised counts: the baseline of every training run, and a member of the model.
+
+Published comparisons put multinomial logistic regression on a par with far larger models, so each training run fits one on the
+same cells and reports both. Its errors differ from the transformer's, so the model also asks it (see `annotator`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from evercell.tokenizers.base import View
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Multinomial logistic regression.
+
+    Parameters
+    ----------
+    weight
+        (G, K), float32; zero for genes that no type is told by.
+    bias
+        (K,), float32.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def n_types(self) -> int:
+        """Number of types K."""
+        return int(self.weight.shape[1])
+
+    def log_proba(self, view: View) -> np.ndarray:
+        """Log-probabilities of the types (B, K), float32. Each row depends on its own cell alone."""
+        logged = csr_matrix((view.log_normalised(), view.counts.indices, view.counts.indptr), shape=view.counts.shape)
+        logits = logged @ self.weight + self.bias
+        logits -= logits.max(axis=1, keepdims=True)
+        found: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return found
+
+
+def fit_linear(
+    counts: csr_matrix,
+    codes: np.ndarray,
+    *,
+    n_types: int,
+    strength: float = 0.1,
+    max_cells: int = 5000,
+    max_iterations: int = 80,
+    seed: int = 0,
+) -> LinearModel:
+    """Fit logistic regression on ``log(1 + 10^4 count / total)``.
+
+    Parameters
+    ----------
+    counts
+        Counts (N, G), CSR.
+    codes
+        Type codes (N,), below `n_types`. A type without cells gets weight 0 and a bias that makes it improbable.
+    n_types
+        Number of types K.
+    strength
+        Inverse of the L2 penalty, scikit-learn's ``C``.
+    max_cells
+        At most this many cells are used, drawn at random with every type kept in proportion to the root of its size.
+    max_iterations
+        Of L-BFGS.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    LinearModel
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    rows = sampled(codes, max_cells, np.random.default_rng(seed))
+    used, codes = counts[rows], codes[rows]
+    seen = np.flatnonzero(np.bincount(used.indices, minlength=counts.shape[1]) >= min(3, len(rows)))
+    view = View.whole(used)
+    logged = csr_matrix((view.log_normalised(), used.indices, used.indptr), shape=used.shape)[:, seen]
+    weight = np.zeros((counts.shape[1], n_types), dtype=np.float32)
+    bias = np.full(n_types, -30.0, dtype=np.float32)
+    types = np.unique(codes)
+    if len(types) == 1:
+        bias[types] = 0.0
+        return LinearModel(weight, bias)
+    model = LogisticRegression(C=strength, max_iter=max_iterations)
+    with_warnings_quiet(model.fit, logged, codes)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(types) == 2:  # scikit-learn keeps one row for two classes; half to each side gives the same odds
+        coefficients, intercepts = np.vstack([-coefficients, coefficients]) / 2, np.array([-1, 1]) * intercepts / 2
+    weight[np.ix_(seen, types)] = coefficients.T
+    bias[types] = intercepts
+    return LinearModel(weight, bias)
+
+
+def sampled(codes: np.ndarray, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted row numbers of at most `n_cells` cells, types drawn in proportion to the square root of their size."""
+    if len(codes) <= n_cells:
+        return np.arange(len(codes))
+    sizes = np.bincount(codes)
+    weight = 1.0 / np.sqrt(np.maximum(sizes, 1))[codes]
+    return np.sort(rng.choice(len(codes), n_cells, replace=False, p=weight / weight.sum()))
+
+
+def with_warnings_quiet(verb, *arguments):  # type: ignore[no-untyped-def]
+    """Call `verb` without scikit-learn's convergence warning: stopping early is a setting here."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return verb(*arguments)

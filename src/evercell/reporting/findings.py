@@ -1,0 +1,267 @@
+"""What a report says in words: the summary, what needs attention and how to mend it, and the methods paragraph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from evercell.reporting.figures import UNKNOWN
+
+# Below these a report asks the reader to look. They are conventions, not measurements: each only starts a sentence.
+LOW_COVERAGE = 0.6
+MANY_UNKNOWN = 0.2
+ONE_TYPE = 0.95
+LOW_CONFIDENCE = 0.5
+LOW_F1 = 0.5
+FEW_CELLS = 10
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One thing to look at, and what to do about it."""
+
+    finding: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The numbers that the words are made of.
+
+    Parameters
+    ----------
+    types
+        One row a label, most cells first and Unknown last: `cells`, `share` and, where known, `confidence` (mean).
+    confidence
+        Mean confidence of all cells, where known.
+    confident
+        Share of cells with a confidence of 0.8 or more, where known.
+    settings
+        ``uns[key]`` as it was written by the annotation.
+    truth
+        Name of the `obs` column with given labels, where there is one.
+    accuracy, macro_f1, per_type
+        Agreement with the given labels, `per_type` with columns `cells` and `f1`.
+    """
+
+    types: pd.DataFrame
+    confidence: float | None = None
+    confident: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    truth: str | None = None
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    per_type: pd.DataFrame | None = None
+
+    @property
+    def n_cells(self) -> int:
+        return int(self.types["cells"].sum())
+
+    @property
+    def known(self) -> pd.DataFrame:
+        return self.types.drop(index=UNKNOWN, errors="ignore")
+
+    @property
+    def n_unknown(self) -> int:
+        return int(self.types["cells"].get(UNKNOWN, 0))
+
+    @property
+    def coverage(self) -> Mapping[str, Any]:
+        found = self.settings.get("coverage")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def share_of_model(self) -> float | None:
+        share = self.coverage.get("share_of_model")
+        return None if share is None else float(share)
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 as a reader wants it: ``0.3124`` is ``31.2%``, a few cells of many are never ``0.0%``."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    if 0.999 < share < 1:
+        return ">99.9%"
+    return f"{100 * share:.1f}%"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 cell``, ``2,638 cells``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(items: Sequence[str], *, most: int = 5) -> str:
+    """``a, b and c``; beyond `most`, ``a, b and 4 more``."""
+    shown = list(items) if len(items) <= most else [*items[: most - 1], f"{len(items) - most + 1} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def coverage_sentence(overview: Overview) -> str:
+    """How many of the model's genes were measured, or an empty text where that is not recorded."""
+    coverage = overview.coverage
+    if coverage.get("sentence"):
+        return str(coverage["sentence"]).strip().rstrip(".") + "."
+    if {"n_matched", "n_model"} <= set(coverage) and overview.share_of_model is not None:
+        matched, model = int(coverage["n_matched"]), int(coverage["n_model"])
+        return f"{matched:,} of the model's {model:,} genes were measured ({percent(overview.share_of_model)})."
+    return ""
+
+
+def summary(overview: Overview, attention: Sequence[Attention]) -> list[str]:
+    """The report in a few sentences, the most important first."""
+    known = overview.known
+    model = overview.settings.get("model")
+    by = f" with the model {model}" if model else ""
+    were = "was" if overview.n_cells == 1 else "were"
+    found = plural(len(known), "cell type") if len(known) else "no known cell type"
+    lines = [
+        f"{plural(overview.n_cells, 'cell')} {were} annotated{by}; {found} {'was' if len(known) < 2 else 'were'} found."
+    ]
+    if len(known):
+        top = [f"{name} ({percent(share)})" for name, share in known["share"].head(3).items()]
+        rest = "" if len(known) <= 3 else f"; the other {len(known) - 3} make up {percent(known['share'][3:].sum())}"
+        lines.append(f"{'Most cells are' if len(top) > 1 else 'All known cells are'} {listed(top)}{rest}.")
+    if overview.n_unknown:
+        share = percent(overview.n_unknown / overview.n_cells)
+        lines.append(
+            f"{plural(overview.n_unknown, 'cell')} ({share}) resembled no type of the model: labelled Unknown."
+        )
+    else:
+        lines.append("No cell was labelled Unknown.")
+    if overview.confidence is not None:
+        line = f"The mean confidence is {overview.confidence:.2f}"
+        if overview.confident is not None:
+            line += f"; {percent(overview.confident)} of the cells reach 0.80"
+        lines.append(f"{line}.")
+    if sentence := coverage_sentence(overview):
+        lines.append(sentence)
+    if overview.accuracy is not None and overview.macro_f1 is not None:
+        lines.append(
+            f"Against the labels in “{overview.truth}”, {percent(overview.accuracy)} of the cells agree "
+            f"(macro-F1 {overview.macro_f1:.2f})."
+        )
+    if attention:
+        lines.append(f"{plural(len(attention), 'point')} below {'needs' if len(attention) == 1 else 'need'} attention.")
+    else:
+        lines.append("Nothing stands out that needs attention.")
+    return lines
+
+
+def attention(overview: Overview, notes: Sequence[str] = ()) -> list[Attention]:
+    """What a reader should look at before trusting the labels, each with its mend.
+
+    Parameters
+    ----------
+    overview
+        The numbers of the report.
+    notes
+        Warnings that the caller adds, shown first as they are.
+    """
+    found = [Attention(str(note)) for note in notes]
+    known, share = overview.known, overview.share_of_model
+    if share is not None and share < LOW_COVERAGE:
+        found.append(
+            Attention(
+                f"Low gene coverage: only {percent(share)} of the model's genes were found in the data.",
+                "Check that the species is right and that gene names are symbols or Ensembl identifiers of that "
+                "species. For a targeted panel, trust types only whose markers are on the panel.",
+            )
+        )
+    if overview.n_unknown / overview.n_cells > MANY_UNKNOWN:
+        found.append(
+            Attention(
+                f"Many unknown cells: {percent(overview.n_unknown / overview.n_cells)} of the cells resembled no type "
+                "that the model knows.",
+                "If they form islands of their own on the map, they may be types the model has not seen: name them by "
+                "their markers and teach them with “evercell update”. If they are spread over the map, look at "
+                "quality, tissue and species, or choose a lower rate with “--reject”.",
+            )
+        )
+    if len(known) and known["share"].iloc[0] > ONE_TYPE and overview.n_cells >= FEW_CELLS:
+        found.append(
+            Attention(
+                f"One type everywhere: {percent(known['share'].iloc[0])} of the cells are labelled {known.index[0]}.",
+                "Right for sorted cells. Otherwise check that the input holds raw counts, that the model fits tissue "
+                "and species, and that the marker genes below are those of this type.",
+            )
+        )
+    if "confidence" in known:
+        unsure = known[(known["confidence"] < LOW_CONFIDENCE) & (known["cells"] >= FEW_CELLS)]
+        if len(unsure):
+            names = [f"{name} ({value:.2f})" for name, value in unsure["confidence"].items()]
+            found.append(
+                Attention(
+                    f"Low mean confidence: {listed(names)}.",
+                    "Compare their marker genes below with what is known of the type, and treat these labels as "
+                    "proposals.",
+                )
+            )
+    if overview.per_type is not None:
+        poor = overview.per_type[(overview.per_type["f1"] < LOW_F1) & (overview.per_type["cells"] >= FEW_CELLS)]
+        if len(poor):
+            names = [f"{name} (F1 {value:.2f})" for name, value in poor["f1"].items()]
+            found.append(
+                Attention(
+                    f"Poor agreement with “{overview.truth}”: {listed(names)}.",
+                    "The confusion table shows where these cells went. Names that differ for one type count as "
+                    "disagreement.",
+                )
+            )
+    return found
+
+
+def methods(
+    overview: Overview, *, versions: Mapping[str, str], drawn: int | None, seed: int, neighbours: int, ranked: bool
+) -> str:
+    """A methods paragraph to copy into a manuscript.
+
+    Parameters
+    ----------
+    overview
+        The numbers of the report.
+    versions
+        Package name to version.
+    drawn
+        Cells on the map; None where there is no map.
+    seed, neighbours
+        Settings of the map.
+    ranked
+        Whether marker genes were ranked.
+    """
+    settings = overview.settings
+    model = f"the model {settings['model']}" if settings.get("model") else "a trained model"
+    about = [
+        f"{title} {settings[name]}"
+        for name, title in (("model_hash", "hash"), ("species", "species"))
+        if settings.get(name)
+    ]
+    if about:
+        model += f" ({', '.join(about)})"
+    version = settings.get("version") or versions.get("evercell", "")
+    lines = [f"Cell types of {plural(overview.n_cells, 'cell')} were assigned with evercell {version} and {model}."]
+    if sentence := coverage_sentence(overview):
+        lines.append(sentence)
+    threshold = settings.get("threshold")
+    if isinstance(threshold, int | float):
+        lines.append(
+            f"Cells with an unknown score above {threshold:.4g} were labelled Unknown ({overview.n_unknown:,})."
+        )
+    if drawn is not None:
+        of = "the cells" if drawn == overview.n_cells else f"{drawn:,} cells, sampled by type,"
+        lines.append(
+            f"A UMAP of {of} was computed from the model's representation with Scanpy {versions.get('scanpy', '')} "
+            f"({neighbours} neighbours, seed {seed})."
+        )
+    if ranked:
+        lines.append(
+            "Marker genes were ranked by Welch's t test of each label against all other cells on "
+            "log(1 + counts per 10,000), leaving out mitochondrial and ribosomal genes."
+        )
+    if overview.accuracy is not None and overview.macro_f1 is not None:
+        lines.append(
+            f"Agreement with given labels: accuracy {overview.accuracy:.3f}, macro-F1 {overview.macro_f1:.3f}."
+        )
+    return " ".join(lines)

@@ -1,0 +1,318 @@
+"""The only training loop: seeded, resumable, stopped early on cells that were held out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evercell.cells import atomic_path
+from evercell.errors import ModelError, SettingsError
+
+STATE = "training_state.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How `fit` optimises. The model stores these.
+
+    Parameters
+    ----------
+    samples
+        Training cells drawn in all, with repeats; steps are ``samples / batch_size``.
+    batch_size
+        Cells a step.
+    learning_rate, weight_decay, warm_up, clip
+        AdamW's rate at its peak; decay of all weights but those of genes, biases and norms; share of the steps in which
+        the rate rises linearly before it falls as a cosine; largest gradient norm.
+    label_smoothing
+        Probability spread over all types.
+    averaging
+        Share of the last steps whose weights are averaged into the result, which steadies it from run to run. 0 for none.
+    evaluations
+        How many times the held-out cells are looked at.
+    patience
+        Stop after this many looks without a better one.
+    precision
+        ``"float32"`` or ``"bfloat16"`` (on a GPU, where it pays).
+    """
+
+    samples: int = 25_000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.1
+    clip: float = 1.0
+    label_smoothing: float = 0.05
+    averaging: float = 0.0
+    evaluations: int = 10
+    patience: int = 5
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch_size < 1:
+            raise SettingsError(
+                f"samples and batch_size must be at least 1, not {self.samples} and {self.batch_size}"
+            )
+        if not 0 < self.learning_rate < 1:
+            raise SettingsError(f"learning_rate must lie between 0 and 1, not {self.learning_rate}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise SettingsError(f"precision must be float32 or bfloat16, not `{self.precision}`")
+
+    @property
+    def steps(self) -> int:
+        """Number of optimisation steps."""
+        return max(math.ceil(self.samples / self.batch_size), 1)
+
+
+@dataclass
+class History:
+    """What happened in training: one row a look at the held-out cells."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    steps: int = 0
+    stopped_early: bool = False
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """``auto`` takes a GPU where there is one. The only place that chooses a device.
+
+    Raises
+    ------
+    SettingsError
+        If a device is asked for that this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError("no CUDA device was found", hint="use --device cpu, or install a CUDA build of torch")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise SettingsError(f"`{device}` is no device", hint="use auto, cpu or cuda") from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's random numbers from `seed` inside, and leave the caller's random state as it was."""
+    with torch.random.fork_rng():
+        torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(torch.Generator("cuda").manual_seed(seed).get_state())
+        yield
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[np.random.Generator], Tensor],
+    settings: TrainingSettings,
+    *,
+    seed: int = 0,
+    validate: Callable[[], dict[str, float]] | None = None,
+    state_folder: Path | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> History:
+    """Minimise a loss over the parameters of `model` that need a gradient.
+
+    Parameters
+    ----------
+    model
+        Module whose parameters are trained in place; left in evaluation mode.
+    loss
+        Called at each step with the random generator to draw a batch from; returns the loss to be minimised.
+    settings
+        See `TrainingSettings`.
+    seed
+        Of batches, views and dropout.
+    validate
+        Returns figures of the held-out cells; the lowest ``"loss"`` decides which weights are kept. Without it the last
+        (or averaged) weights are.
+    state_folder
+        Where the state is saved at every look, and taken up again if a state is there: an interrupted run that is resumed
+        gives the numbers of an uninterrupted one.
+    on_step
+        Called with step, number of steps and loss, for a progress bar.
+
+    Returns
+    -------
+    History
+    """
+    run = _Run(model, settings, seed)
+    if state_folder is not None and (state_folder / STATE).is_file():
+        run.restore(state_folder)
+    look_every = max(settings.steps // max(settings.evaluations, 1), 1)
+    with seeded(seed):
+        if run.torch_state is not None:
+            torch.random.set_rng_state(run.torch_state)
+        while run.step < settings.steps and not run.history.stopped_early:
+            value = run.advance(loss)
+            if on_step is not None:
+                on_step(run.step, settings.steps, value)
+            if run.step % look_every == 0 or run.step == settings.steps:
+                run.look(value, validate)
+                if state_folder is not None:
+                    run.save(state_folder)
+    run.finish(validate)
+    return run.history
+
+
+class _Run:
+    """State of one training run; all that is needed to go on after an interruption."""
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, seed: int) -> None:
+        self.model, self.settings = model, settings
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        plain = [p for name, p in self.parameters.items() if p.ndim < 2 or "gene_" in name]
+        decayed = [p for name, p in self.parameters.items() if not (p.ndim < 2 or "gene_" in name)]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": plain, "weight_decay": 0.0},
+                {"params": decayed, "weight_decay": settings.weight_decay},
+            ],
+            lr=settings.learning_rate,
+        )
+        self.rng = np.random.default_rng(seed)
+        self.torch_state: Tensor | None = None
+        self.step = 0
+        self.history = History(steps=settings.steps)
+        self.best_loss = math.inf
+        self.best: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+        self.n_averaged = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to a hundredth of the peak."""
+        settings = self.settings
+        warm_up = max(settings.warm_up * settings.steps, 1.0)
+        if step < warm_up:
+            return settings.learning_rate * (step + 1) / warm_up
+        done = (step - warm_up) / max(settings.steps - warm_up, 1.0)
+        return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
+
+    def advance(self, loss: Callable[[np.random.Generator], Tensor]) -> float:
+        """One optimisation step; returns the loss."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        device_type = next(iter(self.parameters.values())).device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            value = loss(self.rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        self.optimizer.step()
+        self.step += 1
+        if self.step > (1.0 - self.settings.averaging) * self.settings.steps:
+            self.n_averaged += 1
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    mean = self.average.setdefault(name, torch.zeros_like(p))
+                    mean.add_(p - mean, alpha=1.0 / self.n_averaged)
+        return float(value.detach())
+
+    def look(self, loss: float, validate: Callable[[], dict[str, float]] | None) -> None:
+        """Write a row of the history; keep the weights if the held-out cells like them best."""
+        row = {"step": float(self.step), "loss": loss}
+        if validate is not None:
+            row |= {f"held_out_{name}": value for name, value in self._validated(validate).items()}
+            if row["held_out_loss"] < self.best_loss:
+                self.best_loss, self.history.best_step = row["held_out_loss"], self.step
+                self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+            looks = [r["step"] for r in self.history.rows if r["step"] > self.history.best_step]
+            self.history.stopped_early = len(looks) + 1 > self.settings.patience
+        self.history.rows.append(row)
+
+    def _validated(self, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        self.model.eval()
+        with torch.no_grad():
+            return validate()
+
+    def finish(self, validate: Callable[[], dict[str, float]] | None) -> None:
+        """Set the weights to the averaged ones, or to the best on the held-out cells if those are better."""
+        if self.average and not self.history.stopped_early:
+            self._set(self.average)
+            if validate is not None:
+                loss = self._validated(validate)["loss"]
+                if loss <= self.best_loss:
+                    self.best, self.history.best_step = {}, self.step
+        else:
+            self.history.best_step = self.history.best_step or self.step
+        if self.best:
+            self._set(self.best)
+        self.model.eval()
+
+    def _set(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(weights[name])
+
+    def save(self, folder: Path) -> None:
+        """Write the whole state: tensors as safetensors, numbers as JSON; the folder is replaced as one."""
+        from safetensors.torch import save_file
+
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors["torch_state"] = torch.random.get_rng_state()
+        numbers = {
+            "step": self.step,
+            "rng": self.rng.bit_generator.state,
+            "n_averaged": self.n_averaged,
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "history": {
+                "rows": self.history.rows,
+                "best_step": self.history.best_step,
+                "stopped_early": self.history.stopped_early,
+            },
+            "steps": self.settings.steps,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        # One file holds all, so that a kill leaves the state of this look or of the one before.
+        with atomic_path(folder / STATE) as path:
+            save_file(contiguous, path, metadata={"numbers": json.dumps(numbers)})
+
+    def restore(self, folder: Path) -> None:
+        """Take up the state in `folder`."""
+        from safetensors import safe_open
+
+        with safe_open(folder / STATE, "pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+            numbers = json.loads(stored.metadata()["numbers"])
+        if numbers["steps"] != self.settings.steps:
+            raise ModelError(
+                f"`{folder}` holds a run of {numbers['steps']} steps, not of {self.settings.steps}",
+                hint="resume with the settings it was begun with, or choose another folder",
+            )
+        device = next(iter(self.parameters.values())).device
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.best, self.average = part("best."), part("average.")
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in part("optimizer.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+        stored_optimizer = copy.deepcopy(self.optimizer.state_dict())
+        stored_optimizer["state"] = state
+        self.optimizer.load_state_dict(stored_optimizer)
+        self.rng.bit_generator.state = numbers["rng"]
+        self.torch_state = tensors["torch_state"]
+        self.step, self.n_averaged = numbers["step"], numbers["n_averaged"]
+        self.best_loss = math.inf if numbers["best_loss"] is None else numbers["best_loss"]
+        history = numbers["history"]
+        self.history = History(history["rows"], history["best_step"], self.settings.steps, history["stopped_early"])
