@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,9 +59,7 @@ class ValueEncoder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Embedded values (B, L, D)."""
-        encoded: Tensor = (
-            self.table(values.long()) if self.n_bins is not None else self.network(values.unsqueeze(-1))
-        )
+        encoded: Tensor = self.table(values.long()) if self.n_bins is not None else self.network(values.unsqueeze(-1))
         return encoded
 
 

@@ -2,8 +2,7 @@
 
 The same sums as two tensor operations would need a copy of the gene embeddings for every token, (B, L, D); these
 loops read each embedding where it lies. A cell's result does not depend on the other cells of the batch or on padding, to the
-last bit. Work is divided over cells (forward) or over columns of the embedding (backward), so the number of threads
-changes nothing either.
+last bit. Threads share out cells or columns, never the terms of one sum, so their number changes nothing either.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_COLUMN_CHUNKS = 4  # fixed, whatever the number of threads, so that sums over columns are always added alike
+_COLUMN_CHUNKS = 2
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
@@ -35,24 +34,34 @@ def _forward(gene_ids, values, lengths, embedding, gene_gate, slope, bias, gates
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _backward_sums(  # type: ignore[no-untyped-def]
-    gene_ids, values, lengths, embedding, gates, grad_sums, grad_embedding, grad_weight
-):
-    """Fill `grad_embedding` (G, D) and, for each chunk of columns, `grad_weight` (C, B, L, M)."""
-    n_latents, width, n_chunks = gates.shape[2], embedding.shape[1], grad_weight.shape[0]
-    for chunk in numba.prange(n_chunks):
-        first, last = chunk * width // n_chunks, (chunk + 1) * width // n_chunks
+def _backward_weights(gene_ids, lengths, embedding, grad_sums, grad_weight):  # type: ignore[no-untyped-def]
+    """Fill `grad_weight` (B, L, M), the gradient of each token's weight in each latent."""
+    n_latents, width = grad_sums.shape[1], embedding.shape[1]
+    for cell in numba.prange(gene_ids.shape[0]):
+        for token in range(lengths[cell]):
+            row = embedding[gene_ids[cell, token]]
+            for m in range(n_latents):
+                grad = grad_sums[cell, m]
+                dot = np.float32(0.0)
+                for d in range(width):
+                    dot += row[d] * grad[d]
+                grad_weight[cell, token, m] = dot
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def _backward_embedding(gene_ids, values, lengths, gates, grad_sums, grad_embedding):  # type: ignore[no-untyped-def]
+    """Fill `grad_embedding` (C, G, D / C), its columns in chunks so that threads never add to one place."""
+    n_latents, width = grad_sums.shape[2], grad_sums.shape[3]
+    for chunk in numba.prange(grad_embedding.shape[0]):
         for cell in range(gene_ids.shape[0]):
             for token in range(lengths[cell]):
-                gene, value = gene_ids[cell, token], values[cell, token]
+                row = grad_embedding[chunk, gene_ids[cell, token]]
+                value = values[cell, token]
                 for m in range(n_latents):
                     weight = gates[cell, token, m] * value
-                    dot = np.float32(0.0)
-                    for d in range(first, last):
-                        grad = grad_sums[cell, m, d]
-                        dot += embedding[gene, d] * grad
-                        grad_embedding[gene, d] += weight * grad
-                    grad_weight[chunk, cell, token, m] = dot
+                    grad = grad_sums[chunk, cell, m]
+                    for d in range(width):
+                        row[d] += weight * grad[d]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -104,12 +113,16 @@ class GatedSum(torch.autograd.Function):
         """Gradients of embedding, gene_gate, slope and bias."""
         gene_ids, values, lengths, embedding, gates = (x.detach().numpy() for x in ctx.saved_tensors)
         n_genes, n_latents = embedding.shape[0], gates.shape[2]
-        grad_embedding = np.zeros_like(embedding)
-        grad_weight = np.empty((_COLUMN_CHUNKS, *gates.shape), dtype=np.float32)
+        n_chunks = _COLUMN_CHUNKS if embedding.shape[1] % _COLUMN_CHUNKS == 0 else 1
+        grad_chunks = np.zeros((n_chunks, n_genes, embedding.shape[1] // n_chunks), dtype=np.float32)
+        grad_weight = np.empty_like(gates)
         grads = grad_sums.contiguous().numpy()
-        _backward_sums(gene_ids, values, lengths, embedding, gates, grads, grad_embedding, grad_weight)
+        _backward_weights(gene_ids, lengths, embedding, grads, grad_weight)
+        by_chunk = np.ascontiguousarray(grads.reshape(*grads.shape[:2], n_chunks, -1).transpose(2, 0, 1, 3))
+        _backward_embedding(gene_ids, values, lengths, gates, by_chunk, grad_chunks)
+        grad_embedding = grad_chunks.transpose(1, 0, 2).reshape(embedding.shape)
         grad_gate = np.zeros((n_genes, n_latents), dtype=np.float32)
         grad_slope, grad_bias = np.zeros((2, n_latents), dtype=np.float32)
-        _backward_gates(gene_ids, values, lengths, gates, grad_weight.sum(axis=0), grad_gate, grad_slope, grad_bias)
+        _backward_gates(gene_ids, values, lengths, gates, grad_weight, grad_gate, grad_slope, grad_bias)
         found = (torch.from_numpy(x) for x in (grad_embedding, grad_gate, grad_slope, grad_bias))
         return None, None, None, *found

@@ -70,6 +70,13 @@ class LatentBackbone(Backbone):
 
     def gather(self, tokens: TokenBatch) -> Tensor:
         """Gated sums (B, M, D); padded tokens have value 0 and add nothing."""
+        if tokens.values.device.type == "cpu" and self.gene_embedding.weight.dtype == torch.float32:
+            from evercell.backbones.gated_sum import GatedSum
+
+            gate = (self.gene_gate.weight, self.gate_slope, self.gate_bias)
+            lengths = tokens.mask.sum(dim=1)
+            sums: Tensor = GatedSum.apply(tokens.gene_ids, tokens.values, lengths, self.gene_embedding.weight, *gate)  # type: ignore[no-untyped-call]
+            return sums
         values = tokens.values.unsqueeze(-1)  # (B, L, 1)
         gates = torch.sigmoid(self.gene_gate(tokens.gene_ids) + values * self.gate_slope + self.gate_bias) * values
         return gates.transpose(1, 2) @ self.gene_embedding(tokens.gene_ids)  # (B, M, L) @ (B, L, D)

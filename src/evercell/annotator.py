@@ -1,0 +1,150 @@
+"""Annotator: everything that turns counts into cell types, and all that is saved of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch.nn import functional as F
+
+from evercell.backbones import Backbone
+from evercell.bank import ExampleBank
+from evercell.celltypes import CellTypes
+from evercell.genes import GeneVocabulary
+from evercell.heads import GrowingHead
+from evercell.ledger import Ledger
+from evercell.linear import LinearModel
+from evercell.rejection import Outputs, Rejector
+from evercell.tokenizers import Tokenizer, View
+
+BATCH = 128  # cells a forward pass; fixed, so that a cell always meets the same arithmetic
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """A trained model. Immutable: an update makes a new one.
+
+    The type of a cell is told by two members whose log-probabilities are averaged: the transformer (backbone and head) and
+    the linear model.
+
+    Parameters
+    ----------
+    vocabulary
+        Genes (G).
+    types
+        Cell types (K); a code means the same for ever.
+    tokenizer, backbone, head
+        The transformer's way from counts to logits.
+    linear
+        Linear member, or None for the transformer alone.
+    temperature
+        Divides the averaged log-probabilities; set on held-out cells.
+    rejector
+        Scores unknown cells, calibrated on held-out cells; None for a model that has no head trained yet.
+    bank
+        Example cells.
+    ledger
+        Stages.
+    settings
+        Whatever the run was asked for; JSON values.
+    """
+
+    vocabulary: GeneVocabulary
+    types: CellTypes
+    tokenizer: Tokenizer
+    backbone: Backbone
+    head: GrowingHead
+    linear: LinearModel | None
+    temperature: float
+    rejector: Rejector | None
+    bank: ExampleBank
+    ledger: Ledger = field(default_factory=Ledger)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over genes, types and weights (hex): two models with one fingerprint say the same."""
+        import hashlib
+
+        digest = hashlib.sha256(self.vocabulary.digest().encode())
+        digest.update("\n".join(self.types.names).encode())
+        for name, array in sorted(self.weights().items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All learned arrays by name, as they are saved."""
+        found = {f"backbone.{name}": t.detach().cpu().numpy() for name, t in self.backbone.state_dict().items()}
+        found |= {f"head.{name}": t.detach().cpu().numpy() for name, t in self.head.state_dict().items()}
+        if self.linear is not None:
+            found |= {"linear.weight": self.linear.weight, "linear.bias": self.linear.bias}
+        if self.rejector is not None:
+            found |= {f"rejector.{name}": array for name, array in self.rejector.arrays.items()}
+        return found
+
+    def on(self, device: torch.device) -> Annotator:
+        """The model with its modules on `device`; itself if they are there."""
+        if next(self.backbone.parameters()).device == device:
+            return self
+        return replace(self, backbone=copy.deepcopy(self.backbone).to(device), head=copy.deepcopy(self.head).to(device))
+
+    def with_linear(self, linear: LinearModel | None) -> Annotator:
+        """The model with another linear member."""
+        return replace(self, linear=linear)
+
+    def represent(self, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """Representations (B, D) and logits of the transformer (B, K), float32.
+
+        Cells are taken in the order of their number of genes, so that little is padded, and always `BATCH` at a time; a
+        last batch is filled with repeats. So the arithmetic of a cell does not depend on its neighbours.
+        """
+        n_cells = view.counts.shape[0]
+        representation = np.zeros((n_cells, self.backbone.width), dtype=np.float32)
+        logits = np.zeros((n_cells, self.head.n_types), dtype=np.float32)
+        device = next(self.backbone.parameters()).device
+        with torch.inference_mode():
+            for rows in _batches(np.diff(view.counts.indptr)):
+                part = View(view.counts[rows], view.totals[rows], view.measured)
+                states = self.backbone(self.tokenizer.tokenize(part).to(device))
+                representation[rows] = states.float().cpu().numpy()
+                logits[rows] = self.head(states).float().cpu().numpy()
+        return representation, logits
+
+    def outputs(self, view: View) -> Outputs:
+        """What the model says of the cells of a view (counts over the model's genes)."""
+        representation, logits = self.represent(view)
+        log_proba = F.log_softmax(torch.from_numpy(logits), dim=1).numpy()
+        if self.linear is not None:
+            log_proba = (log_proba + self.linear.log_proba(view)) / 2
+        return Outputs(representation, logits, tempered(log_proba, self.temperature))
+
+
+def tempered(log_proba: np.ndarray, temperature: float) -> np.ndarray:
+    """Log-probabilities (B, K) divided by a temperature and normalised again."""
+    scaled = log_proba / temperature
+    scaled = scaled - scaled.max(axis=1, keepdims=True)
+    found: np.ndarray = (scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))).astype(np.float32)
+    return found
+
+
+def _batches(n_tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """Row numbers, `BATCH` at a time, shortest cells first, the last batch filled with its last row."""
+    order = np.argsort(n_tokens, kind="stable")
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        yield np.concatenate([rows, np.repeat(rows[-1:], BATCH - len(rows))])
+
+
+def empty_bank(n_genes: int) -> ExampleBank:
+    """A bank without cells."""
+    nothing = np.zeros(0, dtype=np.int64)
+    return ExampleBank(
+        csr_matrix((0, n_genes), dtype=np.float32), nothing, nothing, nothing, np.zeros((0, n_genes), dtype=bool)
+    )

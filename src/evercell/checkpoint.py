@@ -1,0 +1,215 @@
+"""The model directory: JSON, text, safetensors and h5ad; written whole or not at all, nothing in it is executed.
+
+::
+
+    model/ annotator.json  genes.txt  weights.safetensors  bank.h5ad  ledger.jsonl  MODEL_CARD.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evercell import __version__
+from evercell.annotator import Annotator
+from evercell.backbones import BACKBONES
+from evercell.bank import ExampleBank
+from evercell.cells import atomic_path
+from evercell.celltypes import CellTypes
+from evercell.errors import EvercellError, ModelError
+from evercell.genes import GeneVocabulary
+from evercell.heads import GrowingHead
+from evercell.ledger import Ledger
+from evercell.linear import LinearModel
+from evercell.rejection import REJECTORS
+from evercell.tokenizers import TOKENIZERS
+
+FORMAT = 1
+FILES = ("genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl")
+
+
+def save(annotator: Annotator, path: str | os.PathLike[str], *, card: str = "", overwrite: bool = False) -> Path:
+    """Write a model directory.
+
+    Parameters
+    ----------
+    annotator
+        The model.
+    path
+        Directory to be made; it appears whole or not at all.
+    card
+        Text of ``MODEL_CARD.md``.
+    overwrite
+        Replace a model that is there.
+
+    Raises
+    ------
+    ModelError
+        If `path` is taken, or its parent is not there.
+    """
+    path = Path(path)
+    if path.exists() and not (overwrite and (not path.is_dir() or is_model(path) or not any(path.iterdir()))):
+        raise ModelError(
+            f"`{path}` is already there",
+            hint="choose another --output, or pass --overwrite to replace a model" if is_model(path) else None,
+        )
+    with atomic_path(path) as folder:
+        folder.mkdir()
+        _write(annotator, folder, card)
+    return path
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a model directory."""
+    return (Path(path) / "annotator.json").is_file()
+
+
+def _write(annotator: Annotator, folder: Path, card: str) -> None:
+    from safetensors.numpy import save_file
+
+    (folder / "genes.txt").write_text(annotator.vocabulary.to_text(), encoding="utf-8")
+    (folder / "ledger.jsonl").write_text(annotator.ledger.to_text(), encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    arrays = {name: np.ascontiguousarray(array) for name, array in annotator.weights().items()}
+    save_file(arrays, folder / "weights.safetensors")
+    _write_bank(annotator.bank, annotator, folder / "bank.h5ad")
+    description = {
+        "format": FORMAT,
+        "evercell": __version__,
+        "tokenizer": {"name": annotator.tokenizer.name, "settings": annotator.tokenizer.settings},
+        "backbone": {"name": annotator.backbone.name, "settings": annotator.backbone.settings},
+        "head": {"hidden": list(annotator.head.hidden), "dropout": annotator.head.dropout.p},
+        "linear": annotator.linear is not None,
+        "types": annotator.types.to_dict(),
+        "temperature": annotator.temperature,
+        "rejector": annotator.rejector.name if annotator.rejector is not None else None,
+        "settings": dict(annotator.settings),
+        "fingerprint": annotator.fingerprint,
+        "ledger_head": annotator.ledger.head,
+        "sha256": {name: _digest(folder / name) for name in FILES},
+    }
+    (folder / "annotator.json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_bank(bank: ExampleBank, annotator: Annotator, path: Path) -> None:
+    import anndata as ad
+    import pandas as pd
+
+    counts = bank.counts.copy()
+    if np.array_equal(counts.data, np.floor(counts.data)) and counts.data.max(initial=0) < 2**32:
+        counts.data = counts.data.astype(np.min_scalar_type(int(counts.data.max(initial=0))))
+    names = np.asarray(annotator.types.names, dtype=object)
+    obs = pd.DataFrame(
+        {"cell_type": names[bank.codes], "stage": bank.stages, "study": bank.studies},
+        index=[str(i) for i in range(len(bank))],
+    )
+    var = pd.DataFrame({"symbol": list(annotator.vocabulary.symbols)}, index=list(annotator.vocabulary.names))
+    stored = ad.AnnData(counts, obs=obs, var=var, varm={"measured": bank.measured.T.copy()})
+    stored.write_h5ad(path, compression="gzip")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | None = None) -> Annotator:
+    """Read a model directory. Nothing in it is executed or unpickled.
+
+    Raises
+    ------
+    ModelError
+        If the directory is no model, is damaged, or was written by a newer version.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model at `{folder}`", hint="`evercell train` makes one")
+    description = _description(folder)
+    try:
+        annotator = _read(folder, description)
+    except EvercellError:
+        raise
+    except Exception as error:  # every part has errors of its own; to the user they are one
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"the model `{folder}` is damaged: {what[:300]}", hint="copy it again, or train it again"
+        ) from error
+    if annotator.fingerprint != description["fingerprint"]:
+        raise ModelError(f"the model `{folder}` was changed: its weights do not fit its fingerprint")
+    return annotator if device is None else annotator.on(device)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """Content of annotator.json, with the files it speaks of checked against their hashes."""
+    try:
+        description: dict[str, Any] = json.loads((folder / "annotator.json").read_text(encoding="utf-8"))
+        written = int(description["format"])
+    except FileNotFoundError as error:
+        raise ModelError(f"`{folder}` is no model: it has no annotator.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"`{folder / 'annotator.json'}` cannot be read: {error}") from error
+    if written > FORMAT:
+        raise ModelError(
+            f"the model `{folder}` has format {written}; this evercell ({__version__}) knows up to {FORMAT}",
+            hint="pip install --upgrade evercell",
+        )
+    for name in FILES:
+        file = folder / name
+        if not file.is_file() or file.is_symlink():
+            raise ModelError(f"the model `{folder}` is damaged: `{name}` is missing", hint="copy it again")
+        if _digest(file) != description.get("sha256", {}).get(name):
+            raise ModelError(f"the model `{folder}` is damaged: `{name}` was changed or cut off", hint="copy it again")
+    return description
+
+
+def _read(folder: Path, description: dict[str, Any]) -> Annotator:
+    from safetensors.numpy import load_file
+
+    vocabulary = GeneVocabulary.from_text((folder / "genes.txt").read_text(encoding="utf-8"))
+    types = CellTypes.from_dict(description["types"])
+    arrays = load_file(folder / "weights.safetensors")
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    tokenizer = TOKENIZERS[description["tokenizer"]["name"]](**description["tokenizer"]["settings"])
+    backbone = BACKBONES[description["backbone"]["name"]](  # type: ignore[call-arg]
+        len(vocabulary), n_bins=tokenizer.n_bins, **description["backbone"]["settings"]
+    )
+    backbone.load_state_dict({name: torch.from_numpy(array) for name, array in part("backbone.").items()})
+    head = GrowingHead(backbone.width, len(types), **description["head"])
+    head.load_state_dict({name: torch.from_numpy(array) for name, array in part("head.").items()})
+    linear = LinearModel(arrays["linear.weight"], arrays["linear.bias"]) if description["linear"] else None
+    rejector = REJECTORS[description["rejector"]](part("rejector.")) if description["rejector"] else None
+    return Annotator(
+        vocabulary=vocabulary,
+        types=types,
+        tokenizer=tokenizer,
+        backbone=backbone.eval(),
+        head=head.eval(),
+        linear=linear,
+        temperature=float(description["temperature"]),
+        rejector=rejector,
+        bank=_read_bank(folder / "bank.h5ad", types),
+        ledger=Ledger.from_text((folder / "ledger.jsonl").read_text(encoding="utf-8"), name=str(folder)),
+        settings=description["settings"],
+    )
+
+
+def _read_bank(path: Path, types: CellTypes) -> ExampleBank:
+    import anndata as ad
+
+    stored = ad.read_h5ad(path)
+    return ExampleBank(
+        counts=stored.X.astype(np.float32).tocsr(),
+        codes=types.codes(stored.obs["cell_type"].astype(str)),
+        stages=stored.obs["stage"].to_numpy(),
+        studies=stored.obs["study"].to_numpy(),
+        measured=np.asarray(stored.varm["measured"]).T.astype(bool),
+    )

@@ -1,0 +1,40 @@
+"""`prototypes`: Mahalanobis distance of the representation to the nearest type.
+
+Source: Lee et al., NeurIPS 2018; one covariance for all types, shrunk as by Ledoit and Wolf.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+
+from evercell.rejection.base import Outputs, Rejector
+
+
+class PrototypesRejector(Rejector):
+    """``min_k (x - mu_k)' S^-1 (x - mu_k) / D`` over the types that have training cells."""
+
+    name: ClassVar[str] = "prototypes"
+
+    @classmethod
+    def fitted(cls, outputs: Outputs, codes: np.ndarray) -> Self:
+        """Means of the types and the shared covariance, from training cells."""
+        from sklearn.covariance import LedoitWolf
+
+        x = outputs.representation.astype(np.float64)
+        types = np.unique(codes)
+        means = np.stack([x[codes == code].mean(axis=0) for code in types])
+        centred = x - means[np.searchsorted(types, codes)]
+        precision = LedoitWolf(assume_centered=True).fit(centred).precision_
+        whitening = np.linalg.cholesky(precision)  # S^-1 = W W'
+        return cls({"whitening": whitening, "whitened_means": means @ whitening})
+
+    def score(self, outputs: Outputs) -> np.ndarray:
+        """Score of each cell (B,)."""
+        whitened = outputs.representation @ self.arrays["whitening"]  # (B, D)
+        means = self.arrays["whitened_means"]
+        nearest = np.full(len(whitened), np.inf, dtype=np.float32)
+        for mean in means:
+            np.minimum(nearest, np.square(whitened - mean).mean(axis=1), out=nearest)
+        return nearest
