@@ -64,9 +64,9 @@ def evercell_method(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int = 0
     import evercell
 
     start = time.perf_counter()
-    model = evercell.train(list(train), labels="label", seed=seed)
+    model = evercell.train(list(train), labels="label", groups="group", seed=seed, shown=False)
     trained = time.perf_counter()
-    result = evercell.annotate(model, test)
+    result = evercell.annotate(model, test, shown=False)
     annotated = time.perf_counter()
     return Prediction(
         labels=np.asarray(result.best_labels, dtype=object),

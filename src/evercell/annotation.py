@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from evercell import __version__
+from evercell.adaptation import LOST, fitted_to, lost_share
 from evercell.annotator import Annotator
 from evercell.cells import find_counts
 from evercell.errors import ModelError, SettingsError
@@ -72,12 +73,12 @@ class Annotation:
             adata.obs[name] = self.obs[name]
         adata.obsm[f"X_{self.key}"] = self.representation
         adata.obsm[f"{self.key}_proba"] = self.probabilities
-        adata.uns[self.key] = self.info
+        adata.uns[self.key] = copy.deepcopy(self.info)
 
     def summary(self) -> str:
         """Composition in words, most frequent type first."""
         shares = self.obs[self.key].value_counts()
-        confidence = self.obs.groupby(self.key, observed=True)[f"{self.key}_confidence"].mean()
+        confidence = self.obs.groupby(self.key, observed=True)[f"{self.key}_confidence"].mean().to_dict()
         width = max(len(str(name)) for name in shares.index) + 2
         lines = [f"{'type':<{width}}{'cells':>8}{'share':>9}{'confidence':>12}"]
         for name, number in shares[shares > 0].items():
@@ -96,6 +97,7 @@ def annotate(
     layer: str | None = None,
     species: str = "auto",
     gene_column: str | None = None,
+    adapt: bool = True,
     min_coverage: float = 0.05,
     empty_cells: str = "error",
     name: str = "the data",
@@ -122,6 +124,8 @@ def annotate(
         Prefix of the names that are written.
     layer, species, gene_column
         Where the counts are; species of the query; column of ``var`` with gene names. Found if not given.
+    adapt
+        Fit the linear member again where the query lacks genes that the model leans on (see `adaptation`).
     min_coverage
         Refuse below this share of genes that match.
     empty_cells
@@ -154,25 +158,31 @@ def annotate(
     (50, 4)
     """
     if model.rejector is None:
-        raise ModelError("this model is pretrained only: it knows no cell types", hint="`evercell train --from` it first")
+        raise ModelError(
+            "this model is pretrained only: it knows no cell types", hint="`evercell train --from` it first"
+        )
+    rejector = model.rejector
     rate = rejection_rate(reject)
     counts = find_counts(query, layer=layer, name=name, empty_cells=empty_cells)
     alignment = align(
         counts.genes, model.vocabulary, species=species, column=gene_column, min_coverage=min_coverage, name=name
     )
     model = model.on(choose_device(device))
+    lost = lost_share(model, alignment.measured)
+    adapted = adapt and lost >= LOST
+    fitted = fitted_to(model, alignment.measured) if adapted else model
     parts: list[Outputs] = []
     empty: list[np.ndarray] = []
     with progress("annotating", shown=shown) as step:
         for _, stop, block in counts.chunks(chunk):
             view = View.whole(alignment.apply(block), alignment.measured)
-            parts.append(model.outputs(view))
+            parts.append(fitted.outputs(view))
             empty.append(view.totals == 0)
             step(stop, counts.shape[0], None)
-    outputs = joined(parts)
+    outputs = Outputs.joined(parts)
     nothing = np.concatenate(empty)
-    score = model.rejector.score(outputs)
-    threshold = math.inf if rate is None else model.rejector.threshold(rate)
+    score = rejector.score(outputs)
+    threshold = math.inf if rate is None else rejector.threshold(rate)
     names = np.asarray(model.types.names, dtype=object)
     best = names[outputs.codes]
     rejected = (score > threshold) | nothing
@@ -188,6 +198,11 @@ def annotate(
         index=counts.cells,
     )
     notes = list(counts.notes)
+    if adapted:
+        notes.append(
+            f"the query did not measure genes that hold {100 * lost:.0f} % of the counts the model was trained on: "
+            "the linear member was fitted again on the genes that are there"
+        )
     if nothing.any():
         notes.append(f"{int(nothing.sum()):,} cells have no count of a gene that the model knows: called unknown")
     info = {
@@ -199,16 +214,15 @@ def annotate(
         "counts_source": counts.source,
         "counts_transform": counts.transform,
         "coverage": {**alignment.coverage.to_dict(), "sentence": alignment.coverage.sentence()},
-        "rejector": model.rejector.name,
+        "rejector": rejector.name,
         "rejection_rate": "off" if rate is None else rate,
         "threshold": threshold,
+        "lost_share": lost,
+        "adapted": adapted,
         "classes": list(model.types.names),
         "notes": notes,
     }
-    info["coverage"]["unmatched"] = list(info["coverage"]["unmatched"])
-    result = Annotation(
-        obs, best, outputs.proba, outputs.representation, model.types.names, info, key_added
-    )
+    result = Annotation(obs, best, outputs.proba, outputs.representation, model.types.names, info, key_added)
     if inplace:
         result.write_into(query)
     return result
@@ -250,15 +264,6 @@ def embed(
     return np.concatenate(parts)
 
 
-def joined(parts: Sequence[Outputs]) -> Outputs:
-    """Outputs of several chunks as one."""
-    return Outputs(
-        np.concatenate([part.representation for part in parts]),
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.log_proba for part in parts]),
-    )
-
-
 def rejection_rate(reject: str | float | None) -> float | None:
     """Rate of false rejections asked for, None where rejection is off.
 
@@ -273,7 +278,7 @@ def rejection_rate(reject: str | float | None) -> float | None:
         return None
     try:
         rate = float(reject)
-    except ValueError:
+    except (TypeError, ValueError):
         rate = math.nan
     if not 0 <= rate < 1:
         raise SettingsError(f"reject is `{reject}`", hint="pass --reject off, or a rate such as --reject 0.05")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from evercell.errors import SettingsError
 from evercell.tokenizers.base import View
 
 if TYPE_CHECKING:
@@ -41,9 +42,20 @@ class Augmentation:
     gene_dropout: float = 0.5
     thinning: float = 0.5
     least_depth: float = 0.2
-    panels: float = 0.3
+    panels: float = 0.25
     smallest_panel: int = 500
     max_genes: int = 768
+
+    def __post_init__(self) -> None:
+        for name in ("gene_dropout", "thinning", "panels"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if not 0 < self.least_depth <= 1:
+            raise SettingsError(f"least_depth must lie above 0 and up to 1, not {self.least_depth}")
+        if self.smallest_panel < 1 or self.max_genes < 1:
+            raise SettingsError(
+                f"smallest_panel and max_genes must be at least 1, not {self.smallest_panel} and {self.max_genes}"
+            )
 
     def view(self, counts: csr_matrix, measured: np.ndarray, rng: Generator) -> View:
         """Random view of cells.

@@ -1,7 +1,7 @@
 """Example bank: raw counts of a few cells of every type, kept with the model.
 
-The bank is what an update replays so that old types are not forgotten, and what the model's light parts are fitted on again
-when a query measures only a part of the genes. It holds raw counts, so a later model with more genes can use it.
+The bank is what an update replays so that old types are not forgotten, and what the model's light parts are fitted on
+again when a query measures only a part of the genes. It holds raw counts, so a later model with more genes can use it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ExampleBank:
 
 
 def quotas(sizes: Sequence[int], total: int) -> np.ndarray:
-    """How many cells each type may keep (K,): equal shares of `total`, what a small type leaves goes to the larger ones.
+    """How many cells each type may keep (K,): equal shares of `total`; what a small type leaves goes to larger ones.
 
     The sum is exactly ``min(total, sum(sizes))``, and no type with cells is left without one as long as `total` is at
     least the number of types.

@@ -22,7 +22,7 @@ from evercell.backbones import BACKBONES
 from evercell.bank import ExampleBank
 from evercell.cells import atomic_path
 from evercell.celltypes import CellTypes
-from evercell.errors import EvercellError, ModelError
+from evercell.errors import CellsError, EvercellError, ModelError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
@@ -51,17 +51,19 @@ def save(annotator: Annotator, path: str | os.PathLike[str], *, card: str = "", 
     Raises
     ------
     ModelError
-        If `path` is taken, or its parent is not there.
+        If something other than an empty folder is at `path` (a model may be replaced), or its parent is not there.
     """
     path = Path(path)
-    if path.exists() and not (overwrite and (not path.is_dir() or is_model(path) or not any(path.iterdir()))):
-        raise ModelError(
-            f"`{path}` is already there",
-            hint="choose another --output, or pass --overwrite to replace a model" if is_model(path) else None,
-        )
-    with atomic_path(path) as folder:
-        folder.mkdir()
-        _write(annotator, folder, card)
+    model_there = is_model(path)
+    if path.exists() and not (model_there and overwrite) and not (path.is_dir() and not any(path.iterdir())):
+        hint = "choose another --output" + (", or pass --overwrite to replace the model" if model_there else "")
+        raise ModelError(f"`{path}` is already there", hint=hint)
+    try:
+        with atomic_path(path) as folder:
+            folder.mkdir()
+            _write(annotator, folder, card)
+    except CellsError as error:  # where a model is written, the user reads of a model
+        raise ModelError(error.message, hint=error.hint) from error
     return path
 
 
@@ -79,21 +81,16 @@ def _write(annotator: Annotator, folder: Path, card: str) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in annotator.weights().items()}
     save_file(arrays, folder / "weights.safetensors")
     _write_bank(annotator.bank, annotator, folder / "bank.h5ad")
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "evercell": __version__,
-        "tokenizer": {"name": annotator.tokenizer.name, "settings": annotator.tokenizer.settings},
-        "backbone": {"name": annotator.backbone.name, "settings": annotator.backbone.settings},
-        "head": {"hidden": list(annotator.head.hidden), "dropout": annotator.head.dropout.p},
-        "linear": annotator.linear is not None,
-        "types": annotator.types.to_dict(),
-        "temperature": annotator.temperature,
-        "rejector": annotator.rejector.name if annotator.rejector is not None else None,
+        **annotator.parts(),
         "settings": dict(annotator.settings),
         "fingerprint": annotator.fingerprint,
         "ledger_head": annotator.ledger.head,
         "sha256": {name: _digest(folder / name) for name in FILES},
     }
+    description["sha256"]["annotator.json"] = _own_digest(description)
     (folder / "annotator.json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
@@ -119,6 +116,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _own_digest(description: dict[str, Any]) -> str:
+    """SHA-256 of annotator.json without this hash itself (hex)."""
+    hashes = {name: value for name, value in description["sha256"].items() if name != "annotator.json"}
+    return hashlib.sha256(json.dumps({**description, "sha256": hashes}, sort_keys=True).encode()).hexdigest()
+
+
 def load(path: str | os.PathLike[str], *, device: torch.device | None = None) -> Annotator:
     """Read a model directory. Nothing in it is executed or unpickled.
 
@@ -133,39 +136,53 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     description = _description(folder)
     try:
         annotator = _read(folder, description)
-    except EvercellError:
+    except ModelError:
         raise
     except Exception as error:  # every part has errors of its own; to the user they are one
-        what = " ".join(str(error).split()) or type(error).__name__
+        message, hint = (error.message, error.hint) if isinstance(error, EvercellError) else (str(error), None)
+        what = " ".join(message.split()) or type(error).__name__
         raise ModelError(
-            f"the model `{folder}` is damaged: {what[:300]}", hint="copy it again, or train it again"
+            f"the model `{folder}` cannot be read: {what[:300]}", hint=hint or "copy it again, or train it again"
         ) from error
-    if annotator.fingerprint != description["fingerprint"]:
-        raise ModelError(f"the model `{folder}` was changed: its weights do not fit its fingerprint")
+    if annotator.fingerprint != description["fingerprint"] or annotator.ledger.head != description["ledger_head"]:
+        raise ModelError(
+            f"the model `{folder}` was changed: its parts do not fit its fingerprint", hint="copy it again"
+        )
     return annotator if device is None else annotator.on(device)
 
 
 def _description(folder: Path) -> dict[str, Any]:
     """Content of annotator.json, with the files it speaks of checked against their hashes."""
+    own = folder / "annotator.json"
+    if not own.exists():
+        raise ModelError(f"`{folder}` is no model: it has no annotator.json", hint="give the folder of a model")
+    _check_plain(own)
     try:
-        description: dict[str, Any] = json.loads((folder / "annotator.json").read_text(encoding="utf-8"))
-        written = int(description["format"])
-    except FileNotFoundError as error:
-        raise ModelError(f"`{folder}` is no model: it has no annotator.json") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"`{folder / 'annotator.json'}` cannot be read: {error}") from error
+        description: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
+        written, hashes = int(description["format"]), dict(description.get("sha256", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ModelError(f"`{own}` cannot be read: {error}", hint="copy it again") from error
     if written > FORMAT:
         raise ModelError(
             f"the model `{folder}` has format {written}; this evercell ({__version__}) knows up to {FORMAT}",
             hint="pip install --upgrade evercell",
         )
+    found = {"annotator.json": _own_digest({**description, "sha256": hashes})}
     for name in FILES:
-        file = folder / name
-        if not file.is_file() or file.is_symlink():
-            raise ModelError(f"the model `{folder}` is damaged: `{name}` is missing", hint="copy it again")
-        if _digest(file) != description.get("sha256", {}).get(name):
+        _check_plain(folder / name)
+        found[name] = _digest(folder / name)
+    for name, digest in found.items():
+        if digest != hashes.get(name):
             raise ModelError(f"the model `{folder}` is damaged: `{name}` was changed or cut off", hint="copy it again")
     return description
+
+
+def _check_plain(file: Path) -> None:
+    """A part of a model is a file of its own: what a link leads to may change under the model."""
+    if file.is_symlink():
+        raise ModelError(f"the model `{file.parent}` is damaged: `{file.name}` is a link", hint="copy the file itself")
+    if not file.is_file():
+        raise ModelError(f"the model `{file.parent}` is damaged: `{file.name}` is missing", hint="copy it again")
 
 
 def _read(folder: Path, description: dict[str, Any]) -> Annotator:
@@ -179,11 +196,12 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
     tokenizer = TOKENIZERS[description["tokenizer"]["name"]](**description["tokenizer"]["settings"])
-    backbone = BACKBONES[description["backbone"]["name"]](  # type: ignore[call-arg]
-        len(vocabulary), n_bins=tokenizer.n_bins, **description["backbone"]["settings"]
-    )
+    with torch.random.fork_rng(devices=[]):  # new modules draw weights; the caller's random state stays
+        backbone = BACKBONES[description["backbone"]["name"]](
+            len(vocabulary), n_bins=tokenizer.n_bins, **description["backbone"]["settings"]
+        )
+        head = GrowingHead(backbone.width, len(types), **description["head"])
     backbone.load_state_dict({name: torch.from_numpy(array) for name, array in part("backbone.").items()})
-    head = GrowingHead(backbone.width, len(types), **description["head"])
     head.load_state_dict({name: torch.from_numpy(array) for name, array in part("head.").items()})
     linear = LinearModel(arrays["linear.weight"], arrays["linear.bias"]) if description["linear"] else None
     rejector = REJECTORS[description["rejector"]](part("rejector.")) if description["rejector"] else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +16,17 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evercell.annotator import Annotator, tempered
+from evercell.annotator import Annotator, best_temperature
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
 from evercell.bank import ExampleBank, balanced_rows
 from evercell.celltypes import CellTypes
-from evercell.errors import LabelsError, SettingsError
+from evercell.errors import SettingsError
 from evercell.evaluation import evaluate, split_cells
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
-from evercell.linear import fit_linear
+from evercell.linear import LinearModel, fit_linear, linear_member
 from evercell.progress import progress
 from evercell.rejection import REJECTORS, Rejector
 from evercell.tokenizers import TOKENIZERS, Tokenizer, View
@@ -155,13 +156,15 @@ def train(
     settings = settings or ModelSettings()
     adatas = [data] if not isinstance(data, Sequence) else list(data)
     names = list(names) if names is not None else [f"data set {i + 1}" for i in range(len(adatas))]
+    if not adatas or len(names) != len(adatas):
+        raise SettingsError(
+            f"{len(adatas)} data sets with {len(names)} names were given", hint="give at least one, each with its name"
+        )
     studies = [
-        read_study(adata, labels, groups=_groups_of(adata, groups, len(adatas)), layer=layer, name=name)
+        read_study(adata, labels, groups=_groups_of(adata, groups, adatas), layer=layer, name=name)
         for adata, name in zip(adatas, names, strict=True)
     ]
     types = CellTypes(tuple(sorted({name for study in studies for name in study.labels})))
-    if len(types) < 2:
-        raise LabelsError(f"only one cell type was found: `{types.names[0]}`", hint="a model needs at least two")
     vocabulary = base.vocabulary if base is not None else vocabulary_of(studies, species=species, column=gene_column)
     cells = gather(studies, vocabulary, types, species=species, column=gene_column)
     split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
@@ -173,14 +176,19 @@ def train(
             tuple(vocabulary.symbols[i] for i in columns),
             vocabulary.species,
         )
+    described = [describe(study) for study in studies]
+    if state_folder is not None:  # a run on other data or settings is another run
+        run = json.dumps([described, settings.to_dict(), seed, base.fingerprint if base is not None else None])
+        state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
     maker = _Maker(cells, vocabulary, types, base, settings, seed, choose_device(device), state_folder, shown)
     first, history, metrics = maker.tried(split.train, split.validation)
     model = maker.refitted(first) if settings.refit else first
     held_out = {"by": split.by, "groups": list(split.held_out), "cells": len(split.validation), "note": split.note}
     facts = {
         "verb": "train",
-        "data": [describe(study) for study in studies],
+        "data": described,
         "types_added": list(types.names),
+        "settings": settings.to_dict(),
         "seed": seed,
         "base": base.fingerprint if base is not None else None,
         "held_out": held_out,
@@ -195,7 +203,7 @@ def train(
 def quick_settings() -> ModelSettings:
     """Settings for examples and tests: a small model trained for a second or two."""
     return ModelSettings(
-        backbone_settings={"width": 32, "n_latents": 4, "depth": 1},
+        backbone_settings={"members": 2, "member_width": 16, "n_latents": 4, "depth": 1},
         training=TrainingSettings(samples=3200, batch_size=64, learning_rate=5e-3, evaluations=4),
     )
 
@@ -217,9 +225,9 @@ def describe(study: Study) -> dict[str, Any]:
     }
 
 
-def _groups_of(adata: AnnData, groups: str | None, n_studies: int) -> str | None:
-    """The asked-for column; with several studies, one that lacks it is a group of its own."""
-    return groups if groups is None or n_studies == 1 or groups in adata.obs else None
+def _groups_of(adata: AnnData, groups: str | None, adatas: Sequence[AnnData]) -> str | None:
+    """The asked-for column; a study that lacks what another has is a group of its own."""
+    return groups if groups in adata.obs or not any(groups in other.obs for other in adatas) else None
 
 
 def _chosen_genes(cells: TrainingCells, settings: ModelSettings) -> np.ndarray:
@@ -235,7 +243,7 @@ def _chosen_genes(cells: TrainingCells, settings: ModelSettings) -> np.ndarray:
     # Dispersion of the logarithms among genes of like mean, as Scanpy's "seurat" flavour does.
     order = np.argsort(mean[expressed], kind="stable")
     relative = np.empty(len(expressed))
-    for part in np.array_split(order, 20):
+    for part in np.array_split(order, min(20, len(order))):
         dispersion = spread[expressed[part]] / np.maximum(mean[expressed[part]], 1e-9)
         relative[part] = (dispersion - dispersion.mean()) / max(dispersion.std(), 1e-9)
     return np.sort(expressed[np.argsort(-relative, kind="stable")[: settings.variable_genes]])
@@ -260,8 +268,8 @@ class _Maker:
         training, validation = self.cells.taken(train), self.cells.taken(held_out)
         model = self._new()
         history = self._fit(model, training, validation, self.settings.training, "try")
+        model = replace(model, linear=self._linear_member(training))
         linear = fit_linear(training.counts, training.codes, n_types=len(self.types), seed=self.seed)
-        model = replace(model, linear=linear if self.settings.linear else None)
         view = View.whole(validation.counts, self.cells.measured_by_any)
         uncalibrated = model.outputs(view)
         model = replace(model, temperature=best_temperature(uncalibrated.log_proba, validation.codes))
@@ -286,13 +294,11 @@ class _Maker:
             raise ValueError("the first model is not calibrated")
         model = self._new()
         self._fit(model, self.cells, None, self.settings.training, "all")
-        linear = None
-        if self.settings.linear:
-            linear = fit_linear(self.cells.counts, self.cells.codes, n_types=len(self.types), seed=self.seed)
-        model = replace(model, linear=linear, temperature=first.temperature)
-        rejector = self._rejector(model, self.cells)
-        known = first.rejector.arrays["known_quantiles"]
-        return replace(model, rejector=type(rejector)({**rejector.arrays, "known_quantiles": known}))
+        model = replace(model, linear=self._linear_member(self.cells), temperature=first.temperature)
+        return replace(model, rejector=self._rejector(model, self.cells).calibrated_as(first.rejector))
+
+    def _linear_member(self, cells: TrainingCells) -> LinearModel | None:
+        return linear_member(cells.counts, cells.codes, len(self.types), self.seed) if self.settings.linear else None
 
     def bank(self, *, stage: int) -> ExampleBank:
         """Class-balanced example cells."""
@@ -311,7 +317,7 @@ class _Maker:
 
                 tokenizer, backbone = self.base.tokenizer, copy.deepcopy(self.base.backbone)
             else:
-                backbone = BACKBONES[settings.backbone](  # type: ignore[call-arg]
+                backbone = BACKBONES[settings.backbone](
                     len(self.vocabulary), n_bins=tokenizer.n_bins, **settings.backbone_settings
                 )
             head = GrowingHead(backbone.width, len(self.types), hidden=settings.hidden)
@@ -369,9 +375,11 @@ def classification_loss(
     def loss(rng: np.random.Generator) -> Tensor:
         rows = np.searchsorted(cumulative, rng.random(settings.training.batch_size) * cumulative[-1])
         view = settings.augmentation.view(cells.counts[rows], measured, rng)
-        logits = model.head(model.backbone(model.tokenizer.tokenize(view).to(device)))
-        codes = torch.from_numpy(cells.codes[rows]).to(device)
-        return F.cross_entropy(logits, codes, label_smoothing=settings.training.label_smoothing)
+        representation = model.backbone(model.tokenizer.tokenize(view).to(device))
+        logits = model.head.member_logits(representation, model.backbone.members)  # (B, S, K)
+        codes = torch.from_numpy(cells.codes[rows]).to(device).unsqueeze(1).expand(logits.shape[:2])
+        smoothing = settings.training.label_smoothing
+        return F.cross_entropy(logits.flatten(0, 1), codes.flatten(), label_smoothing=smoothing)
 
     return loss
 
@@ -389,19 +397,6 @@ def _validation(model: Annotator, cells: TrainingCells, most: int = 1000) -> Cal
         return {"loss": float(F.cross_entropy(found, codes)), "accuracy": float(accuracy)}
 
     return validate
-
-
-def best_temperature(log_proba: np.ndarray, codes: np.ndarray) -> float:
-    """Temperature with the smallest cross-entropy on held-out cells, between 0.2 and 5."""
-    from scipy.optimize import minimize_scalar
-
-    rows = np.arange(len(codes))
-
-    def cross_entropy(log_temperature: float) -> float:
-        return -float(tempered(log_proba, float(np.exp(log_temperature)))[rows, codes].mean())
-
-    found = minimize_scalar(cross_entropy, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
-    return float(np.exp(found.x))
 
 
 def _short(figures: dict[str, Any]) -> dict[str, Any]:

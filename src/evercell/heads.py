@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,10 @@ class GrowingHead(nn.Module):
             width = size
         self.layers = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, n_types)
+        with warnings.catch_warnings():
+            # A pretrained model has no types yet, so there is nothing to initialise.
+            warnings.filterwarnings("ignore", message="Initializing zero-element")
+            self.classifier = nn.Linear(width, n_types)
 
     @property
     def n_types(self) -> int:
@@ -53,12 +57,24 @@ class GrowingHead(nn.Module):
         out: Tensor = self.classifier(self.dropout(self.features(representation)))
         return out
 
+    def member_logits(self, representation: Tensor, members: int) -> Tensor:
+        """Logits of each member of a backbone (B, S, K), from its part of the representation alone.
+
+        Their mean over the members is what `forward` gives, so that at annotation members cost nothing.
+        """
+        if members == 1 or self.hidden:
+            return self(representation).unsqueeze(1)
+        parts = self.dropout(representation).unflatten(1, (members, -1))  # (B, S, D / S)
+        rows = self.classifier.weight.unflatten(1, (members, -1))  # (K, S, D / S)
+        return members * torch.einsum("bsd,ksd->bsk", parts, rows) + self.classifier.bias
+
     def grow(self, n_types: int, *, seed: int = 0) -> None:
         """Add rows up to `n_types`; the old rows stay bit-equal."""
         old = self.classifier
         if n_types < old.out_features:
             raise ValueError(f"a head cannot shrink from {old.out_features} types to {n_types}")
-        new = nn.Linear(old.in_features, n_types).to(old.weight.device)
+        # Without nn.Linear's own draw, which would move torch's global random state.
+        new = nn.utils.skip_init(nn.Linear, old.in_features, n_types, device=old.weight.device, dtype=old.weight.dtype)
         generator = torch.Generator().manual_seed(seed)
         bound = old.in_features**-0.5
         with torch.no_grad():
@@ -90,8 +106,10 @@ class MaskedExpressionHead(nn.Module):
 
     def forward(self, backbone: Backbone, tokens: TokenBatch, asked: Tensor) -> Tensor:
         """Logits over bins (B, Q, n_bins) for the gene codes `asked` (B, Q)."""
-        states, mask = backbone.states(tokens)
-        genes = backbone.gene_embedding(asked)  # (B, Q, D)
+        return self.decoded(*backbone.states(tokens), backbone.gene_embedding(asked))
+
+    def decoded(self, states: Tensor, mask: Tensor | None, genes: Tensor) -> Tensor:
+        """Logits (B, Q, n_bins) from states (B, S, D), their mask (B, S) and embeddings of genes (B, Q, D)."""
         bias = None if mask is None else mask[:, None, :]
         answer = F.scaled_dot_product_attention(self.query(genes), self.key(states), self.value(states), attn_mask=bias)
         logits: Tensor = self.network(self.norm(torch.cat([answer, genes], dim=-1)))

@@ -20,8 +20,8 @@ class Stage:
     Parameters
     ----------
     facts
-        What was done: ``verb``, ``data`` (name, cells, fingerprint of each file), ``types_added``, ``settings``, ``seed``,
-        ``strategy``, ``metrics``; JSON values only.
+        What was done: ``verb``, ``data`` (name, cells, fingerprint of each file), ``types_added``, ``settings``,
+        ``seed``, ``strategy``, ``metrics``; JSON values only.
     previous
         Hash of the stage before, zeros for the first.
     """
@@ -59,7 +59,9 @@ class Ledger:
 
     def appended(self, facts: Mapping[str, Any]) -> Ledger:
         """Ledger with one stage more."""
-        stage = Stage({"stage": len(self.stages) + 1, **facts}, self.head)
+        # As JSON gives them back: a tuple or a numeric key would have another hash after reading.
+        plain = json.loads(json.dumps({"stage": len(self.stages) + 1, **facts}))
+        stage = Stage(plain, self.head)
         return Ledger([*self.stages, stage])
 
     def to_text(self) -> str:
@@ -73,18 +75,23 @@ class Ledger:
         Raises
         ------
         ModelError
-            If a line was changed, removed or is no JSON; the message names the line.
+            If a line was changed in any byte, removed from before another, or is no JSON; the message names the line.
         """
         stages: list[Stage] = []
         previous = START
-        for number, line in enumerate(text.splitlines(), start=1):
+        # Not splitlines(), which also breaks at separators that may stand inside a name.
+        *lines, rest = text.split("\n")
+        if rest:
+            raise ModelError(f"line {len(lines) + 1} of `{name}` is cut off")
+        for number, line in enumerate(lines, start=1):
             try:
                 facts = json.loads(line)
                 claimed, found_previous = facts.pop("hash"), facts.pop("previous")
-            except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 raise ModelError(f"line {number} of `{name}` is no ledger stage") from error
             stage = Stage(facts, found_previous)
-            if found_previous != previous or stage.digest != claimed or facts.get("stage") != number:
+            whole = facts.get("stage") == number and stage.digest == claimed and stage.line() == line
+            if found_previous != previous or not whole:
                 raise ModelError(
                     f"line {number} of `{name}` was changed: its hash does not fit",
                     hint="restore the model directory from a copy you trust",

@@ -1,7 +1,8 @@
 """Linear model on log-normalised counts: the baseline of every training run, and a member of the model.
 
-Published comparisons put multinomial logistic regression on a par with far larger models, so each training run fits one on the
-same cells and reports both. Its errors differ from the transformer's, so the model also asks it (see `annotator`).
+Published comparisons put multinomial logistic regression on a par with far larger models, so each training run fits one
+on the same cells and reports both. Its errors differ from the transformer's, so the model also asks it (see
+`annotator`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def fit_linear(
     codes: np.ndarray,
     *,
     n_types: int,
-    strength: float = 0.1,
+    strength: float = 1.0,
+    balanced: bool = False,
     max_cells: int = 5000,
     max_iterations: int = 80,
     seed: int = 0,
@@ -65,6 +67,8 @@ def fit_linear(
         Number of types K.
     strength
         Inverse of the L2 penalty, scikit-learn's ``C``.
+    balanced
+        Weigh every type alike, however many cells it has.
     max_cells
         At most this many cells are used, drawn at random with every type kept in proportion to the root of its size.
     max_iterations
@@ -76,27 +80,62 @@ def fit_linear(
     -------
     LinearModel
     """
-    from sklearn.linear_model import LogisticRegression
-
     rows = sampled(codes, max_cells, np.random.default_rng(seed))
     used, codes = counts[rows], codes[rows]
     seen = np.flatnonzero(np.bincount(used.indices, minlength=counts.shape[1]) >= min(3, len(rows)))
     view = View.whole(used)
     logged = csr_matrix((view.log_normalised(), used.indices, used.indptr), shape=used.shape)[:, seen]
     weight = np.zeros((counts.shape[1], n_types), dtype=np.float32)
+    weight[seen], bias = logistic_regression(
+        logged, codes, n_types=n_types, strength=strength, balanced=balanced, max_iterations=max_iterations
+    )
+    return LinearModel(weight, bias)
+
+
+def linear_member(counts: csr_matrix, codes: np.ndarray, n_types: int, seed: int) -> LinearModel:
+    """The linear model that a transformer is averaged with.
+
+    It differs from the plain baseline in two ways that help across studies: every type weighs alike, because a query
+    is seldom composed as the training cells are, and the penalty is ten times as strong.
+    """
+    return fit_linear(counts, codes, n_types=n_types, strength=0.1, balanced=True, seed=seed)
+
+
+def logistic_regression(
+    features: csr_matrix | np.ndarray,
+    codes: np.ndarray,
+    *,
+    n_types: int,
+    strength: float,
+    balanced: bool = False,
+    max_iterations: int = 200,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (F, K) and biases (K,), float32, of multinomial logistic regression on features (N, F).
+
+    Of a type without cells the weights are 0 and the bias makes it improbable. With `balanced`, every type weighs as
+    much as every other, however many cells it has.
+    """
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    weight = np.zeros((features.shape[1], n_types), dtype=np.float32)
     bias = np.full(n_types, -30.0, dtype=np.float32)
     types = np.unique(codes)
     if len(types) == 1:
         bias[types] = 0.0
-        return LinearModel(weight, bias)
-    model = LogisticRegression(C=strength, max_iter=max_iterations)
-    with_warnings_quiet(model.fit, logged, codes)
+        return weight, bias
+    model = LogisticRegression(C=strength, max_iter=max_iterations, class_weight="balanced" if balanced else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is a setting here
+        model.fit(features, codes)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(types) == 2:  # scikit-learn keeps one row for two classes; half to each side gives the same odds
         coefficients, intercepts = np.vstack([-coefficients, coefficients]) / 2, np.array([-1, 1]) * intercepts / 2
-    weight[np.ix_(seen, types)] = coefficients.T
+    weight[:, types] = coefficients.T
     bias[types] = intercepts
-    return LinearModel(weight, bias)
+    return weight, bias
 
 
 def sampled(codes: np.ndarray, n_cells: int, rng: np.random.Generator) -> np.ndarray:
@@ -106,14 +145,3 @@ def sampled(codes: np.ndarray, n_cells: int, rng: np.random.Generator) -> np.nda
     sizes = np.bincount(codes)
     weight = 1.0 / np.sqrt(np.maximum(sizes, 1))[codes]
     return np.sort(rng.choice(len(codes), n_cells, replace=False, p=weight / weight.sum()))
-
-
-def with_warnings_quiet(verb, *arguments):  # type: ignore[no-untyped-def]
-    """Call `verb` without scikit-learn's convergence warning: stopping early is a setting here."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return verb(*arguments)

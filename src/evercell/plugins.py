@@ -39,6 +39,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         found: type[T] = getattr(importlib.import_module(module), cls)
         return found
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)
 
@@ -49,4 +52,6 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         """Register ``"module:Class"`` under a new name, from a user's own package."""
         if name in self._classes:
             raise SettingsError(f"there already is a {self.kind} `{name}`", hint="choose another name")
+        if not all(target.partition(":")):
+            raise SettingsError(f"`{target}` does not name a class", hint="write it as package.module:Class")
         self._classes[name] = target

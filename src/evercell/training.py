@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,18 @@ class TrainingSettings:
     label_smoothing
         Probability spread over all types.
     averaging
-        Share of the last steps whose weights are averaged into the result, which steadies it from run to run. 0 for none.
+        Share of the last steps whose weights are averaged into the result, which steadies it from run to run. 0 for
+        none.
     evaluations
         How many times the held-out cells are looked at.
     patience
-        Stop after this many looks without a better one. Looks count from the second half of the run on: before, the rate is
-        high and a good look is luck.
+        Stop after this many looks without a better one. Looks count from the second half of the run on: before, the
+        rate is high and a good look is luck.
     precision
         ``"float32"`` or ``"bfloat16"`` (on a GPU, where it pays).
     """
 
-    samples: int = 32_000
+    samples: int = 24_000
     batch_size: int = 128
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -104,10 +105,11 @@ def choose_device(device: str = "auto") -> torch.device:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw torch's random numbers from `seed` inside, and leave the caller's random state as it was."""
-    with torch.random.fork_rng():
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
         torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state(torch.Generator("cuda").manual_seed(seed).get_state())
+        for device in devices:
+            torch.cuda.set_rng_state(torch.Generator(f"cuda:{device}").manual_seed(seed).get_state(), device)
         yield
 
 
@@ -137,8 +139,8 @@ def fit(
         Returns figures of the held-out cells; the lowest ``"loss"`` decides which weights are kept. Without it the last
         (or averaged) weights are.
     state_folder
-        Where the state is saved at every look, and taken up again if a state is there: an interrupted run that is resumed
-        gives the numbers of an uninterrupted one.
+        Where the state is saved at every look, and taken up again if a state is there: an interrupted run that is
+        resumed gives the numbers of an uninterrupted one.
     on_step
         Called with step, number of steps and loss, for a progress bar.
 
@@ -151,8 +153,7 @@ def fit(
         run.restore(state_folder)
     look_every = max(settings.steps // max(settings.evaluations, 1), 1)
     with seeded(seed):
-        if run.torch_state is not None:
-            torch.random.set_rng_state(run.torch_state)
+        run.set_random_state()
         while run.step < settings.steps and not run.history.stopped_early:
             value = run.advance(loss)
             if on_step is not None:
@@ -169,7 +170,7 @@ class _Run:
     """State of one training run; all that is needed to go on after an interruption."""
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, seed: int) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.seed = model, settings, seed
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         plain = [p for name, p in self.parameters.items() if p.ndim < 2 or "gene_" in name]
         decayed = [p for name, p in self.parameters.items() if not (p.ndim < 2 or "gene_" in name)]
@@ -181,7 +182,8 @@ class _Run:
             lr=settings.learning_rate,
         )
         self.rng = np.random.default_rng(seed)
-        self.torch_state: Tensor | None = None
+        self.device = next(iter(self.parameters.values())).device
+        self.random_state: dict[str, Tensor] = {}
         self.step = 0
         self.history = History(steps=settings.steps)
         self.best_loss = math.inf
@@ -203,11 +205,10 @@ class _Run:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        device_type = next(iter(self.parameters.values())).device.type
-        with torch.autocast(device_type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             value = loss(self.rng)
         self.optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
         self.step += 1
@@ -240,10 +241,8 @@ class _Run:
         """Set the weights to the averaged ones, or to the best on the held-out cells if those are better."""
         if self.average and not self.history.stopped_early:
             self._set(self.average)
-            if validate is not None:
-                loss = self._validated(validate)["loss"]
-                if loss <= self.best_loss:
-                    self.best, self.history.best_step = {}, self.step
+            if validate is None or self._validated(validate)["loss"] <= self.best_loss:
+                self.best, self.history.best_step = {}, self.step
         else:
             self.history.best_step = self.history.best_step or self.step
         if self.best:
@@ -264,8 +263,11 @@ class _Run:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors["torch_state"] = torch.random.get_rng_state()
+        tensors["random.cpu"] = torch.random.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         numbers = {
+            "run": self._identity(),
             "step": self.step,
             "rng": self.rng.bit_generator.state,
             "n_averaged": self.n_averaged,
@@ -275,7 +277,6 @@ class _Run:
                 "best_step": self.history.best_step,
                 "stopped_early": self.history.stopped_early,
             },
-            "steps": self.settings.steps,
         }
         folder.mkdir(parents=True, exist_ok=True)
         contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -283,22 +284,36 @@ class _Run:
         with atomic_path(folder / STATE) as path:
             save_file(contiguous, path, metadata={"numbers": json.dumps(numbers)})
 
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with a stored one to be its continuation."""
+        weights = sum(p.numel() for p in self.parameters.values())
+        return {"settings": asdict(self.settings), "seed": self.seed, "weights": weights}
+
+    def set_random_state(self) -> None:
+        """Take up torch's random state of the stored run, if there is one."""
+        if "cpu" in self.random_state:
+            torch.random.set_rng_state(self.random_state["cpu"])
+        if "cuda" in self.random_state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.random_state["cuda"], self.device)
+
     def restore(self, folder: Path) -> None:
         """Take up the state in `folder`."""
         from safetensors import safe_open
 
-        with safe_open(folder / STATE, "pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-            numbers = json.loads(stored.metadata()["numbers"])
-        if numbers["steps"] != self.settings.steps:
+        try:
+            with safe_open(folder / STATE, "pt") as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+                numbers = json.loads(stored.metadata()["numbers"])
+        except Exception as error:  # the reader has an error class of its own
+            raise ModelError(f"`{folder / STATE}` cannot be read: {error}", hint="remove it to start again") from error
+        if numbers["run"] != self._identity():
             raise ModelError(
-                f"`{folder}` holds a run of {numbers['steps']} steps, not of {self.settings.steps}",
-                hint="resume with the settings it was begun with, or choose another folder",
+                f"`{folder}` holds the state of another run: {numbers['run']}, not {self._identity()}",
+                hint="resume with the settings and the seed it was begun with, or choose another folder",
             )
-        device = next(iter(self.parameters.values())).device
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
+            return {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
         self.best, self.average = part("best."), part("average.")
@@ -310,7 +325,7 @@ class _Run:
         stored_optimizer["state"] = state
         self.optimizer.load_state_dict(stored_optimizer)
         self.rng.bit_generator.state = numbers["rng"]
-        self.torch_state = tensors["torch_state"]
+        self.random_state = {n.removeprefix("random."): t for n, t in tensors.items() if n.startswith("random.")}
         self.step, self.n_averaged = numbers["step"], numbers["n_averaged"]
         self.best_loss = math.inf if numbers["best_loss"] is None else numbers["best_loss"]
         history = numbers["history"]

@@ -13,7 +13,7 @@ from evercell.cells import find_counts
 from evercell.celltypes import CellTypes
 from evercell.errors import LabelsError
 from evercell.genes import GeneVocabulary, align, canonical_genes
-from evercell.labels import read_labels
+from evercell.labels import listed, read_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,14 +60,13 @@ class TrainingCells:
     @property
     def measured_by_any(self) -> np.ndarray:
         """Genes that at least one study measured (G,), bool."""
-        found: np.ndarray = self.measured.any(axis=0)
-        return found
+        return np.asarray(self.measured.any(axis=0))
 
     def sampling_weights(self, balance: str) -> np.ndarray:
         """Probability with which each cell is drawn in training (N,).
 
-        ``sqrt`` draws the types of each study in proportion to the root of their number of cells, ``equal`` each type as often,
-        ``none`` each cell as often.
+        ``sqrt`` draws the types of each study in proportion to the root of their number of cells, ``equal`` each type
+        as often, ``none`` each cell as often.
         """
         _, kinds = np.unique(np.stack([self.studies, self.codes]), axis=1, return_inverse=True)
         sizes = np.bincount(kinds.ravel())[kinds.ravel()].astype(np.float64)
@@ -111,7 +110,7 @@ def read_study(
     if groups is not None:
         if groups not in adata.obs:
             raise LabelsError(
-                f"`{name}` has no column `{groups}` in obs; columns: {', '.join(map(str, adata.obs.columns)) or 'none'}",
+                f"`{name}` has no column `{groups}` in obs; columns: {listed(map(str, adata.obs.columns)) or 'none'}",
                 hint="name the column of donors or batches with --donor or --batch",
             )
         named = (name + "/" + adata.obs[groups].astype(str)).to_numpy()[rows]

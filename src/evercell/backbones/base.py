@@ -21,6 +21,8 @@ class Backbone(nn.Module, ABC):
     name: ClassVar[str]
     gene_embedding: nn.Embedding
     width: int
+    members: int = 1
+    """Networks that are trained side by side, each on its own loss; equal parts of the representation are theirs."""
 
     @abstractmethod
     def states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor | None]:

@@ -1,8 +1,12 @@
 """`latent`: a few latents gather the expressed genes by gated sums, and a small transformer runs over the latents.
 
-The default. Its cost is linear in the expressed genes. Attention from learned latents to genes is usually a softmax over a cell's
-genes, which makes each gene's weight depend on what else is expressed or measured; a sigmoid gate weighs each gene by itself,
-so the gather is steadier between studies that measure different genes.
+The default. Its cost is linear in the expressed genes. Attention from learned latents to genes is usually a softmax
+over a cell's genes, which makes each gene's weight depend on what else is expressed or measured; a sigmoid gate weighs
+each gene by itself, so the gather is steadier between studies that measure different genes.
+
+Several small members run side by side, each with its own embeddings, latents and blocks, and are trained each on its
+own loss. Across studies one such network differs from the next by several points of accuracy with nothing but its seed;
+their mean is steadier than any of them, and than one network of the same size.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from evercell.backbones.base import Backbone, TransformerBlock, masked_mean
+from evercell.backbones.base import Backbone, TransformerBlock
+from evercell.backbones.gated_sum import GatedSum
 from evercell.tokenizers.base import TokenBatch
 
 
@@ -20,7 +25,7 @@ class LatentBackbone(Backbone):
     """Gated sums of gene embeddings into latents, then transformer blocks over the latents.
 
     With gene code g and value v of a token, latent m gathers ``z_m = sum_t sigmoid(a[g, m] + w_m v + b_m) v e[g]``,
-    where ``a`` (G, M) are gene gates and ``e`` (G, D) gene embeddings. Layer norm makes z_m independent of depth.
+    where ``a`` are gene gates and ``e`` gene embeddings. Layer norm makes z_m independent of depth.
 
     Parameters
     ----------
@@ -28,8 +33,10 @@ class LatentBackbone(Backbone):
         Size of the vocabulary.
     n_bins
         Value classes of the tokenizer, None for real values; bin codes are taken as numbers here.
-    width, n_latents, depth, n_heads, expansion
-        D, M, number of blocks, heads, and feed-forward expansion.
+    members
+        Networks side by side (S).
+    member_width, n_latents, depth, n_heads, expansion
+        Of each member: width (D / S), latents (M), blocks, heads, and feed-forward expansion.
     """
 
     name: ClassVar[str] = "latent"
@@ -39,25 +46,31 @@ class LatentBackbone(Backbone):
         n_genes: int,
         *,
         n_bins: int | None = None,
-        width: int = 128,
+        members: int = 3,
+        member_width: int = 64,
         n_latents: int = 8,
         depth: int = 2,
         n_heads: int = 4,
         expansion: int = 2,
     ) -> None:
         super().__init__()
-        self.width, self.n_latents, self.n_bins = width, n_latents, n_bins
+        self.members, self.n_latents, self.n_bins = members, n_latents, n_bins
+        self.width = members * member_width
         self._settings = {
-            "width": width, "n_latents": n_latents, "depth": depth, "n_heads": n_heads, "expansion": expansion
+            "members": members, "member_width": member_width, "n_latents": n_latents, "depth": depth,
+            "n_heads": n_heads, "expansion": expansion,
         }  # fmt: skip
-        self.gene_embedding = nn.Embedding(n_genes, width)
-        self.gene_gate = nn.Embedding(n_genes, n_latents)
-        self.gate_slope = nn.Parameter(torch.empty(n_latents))
-        self.gate_bias = nn.Parameter(torch.zeros(n_latents))
-        self.latent_embedding = nn.Parameter(torch.empty(n_latents, width))
-        self.gather_norm = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, expansion) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width)
+        self.gene_embedding = nn.Embedding(n_genes, self.width)
+        self.gene_gate = nn.Embedding(n_genes, members * n_latents)
+        self.gate_slope = nn.Parameter(torch.empty(members * n_latents))
+        self.gate_bias = nn.Parameter(torch.zeros(members * n_latents))
+        self.latent_embedding = nn.Parameter(torch.empty(members, n_latents, member_width))
+        self.gather_norm = nn.LayerNorm(member_width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(TransformerBlock(member_width, n_heads, expansion) for _ in range(members))
+            for _ in range(depth)
+        )
+        self.final_norm = nn.LayerNorm(member_width)
         nn.init.normal_(self.gene_embedding.weight, std=0.05)
         nn.init.normal_(self.gene_gate.weight, std=0.5)
         nn.init.normal_(self.gate_slope, std=0.5)
@@ -69,26 +82,29 @@ class LatentBackbone(Backbone):
         return dict(self._settings)
 
     def gather(self, tokens: TokenBatch) -> Tensor:
-        """Gated sums (B, M, D); padded tokens have value 0 and add nothing."""
-        if tokens.values.device.type == "cpu" and self.gene_embedding.weight.dtype == torch.float32:
-            from evercell.backbones.gated_sum import GatedSum
-
+        """Gated sums (B, S, M, D / S); padded tokens have value 0 and add nothing."""
+        weight = self.gene_embedding.weight
+        if weight.device.type == "cpu" and weight.dtype == torch.float32:
             gate = (self.gene_gate.weight, self.gate_slope, self.gate_bias)
             lengths = tokens.mask.sum(dim=1)
-            sums: Tensor = GatedSum.apply(tokens.gene_ids, tokens.values, lengths, self.gene_embedding.weight, *gate)  # type: ignore[no-untyped-call]
+            sums: Tensor = GatedSum.apply(tokens.gene_ids, tokens.values, lengths, weight, *gate, self.members)
             return sums
         values = tokens.values.unsqueeze(-1)  # (B, L, 1)
         gates = torch.sigmoid(self.gene_gate(tokens.gene_ids) + values * self.gate_slope + self.gate_bias) * values
-        return gates.transpose(1, 2) @ self.gene_embedding(tokens.gene_ids)  # (B, M, L) @ (B, L, D)
+        gates = gates.unflatten(2, (self.members, -1))  # (B, L, S, M)
+        genes = self.gene_embedding(tokens.gene_ids).unflatten(2, (self.members, -1))  # (B, L, S, D / S)
+        return torch.einsum("blsm,blsd->bsmd", gates, genes)
 
     def states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor | None]:
-        """Latents (B, M, D); all are real."""
+        """Latents (B, M, D), the members' beside each other; all are real."""
         latents = self.gather_norm(self.gather(tokens)) + self.latent_embedding
-        for block in self.blocks:
-            latents = block(latents)
-        return latents, None
+        members = list(latents.unbind(dim=1))  # S of (B, M, D / S)
+        for layer in self.blocks:
+            members = [block(member) for block, member in zip(layer, members, strict=True)]  # type: ignore[call-overload]
+        return torch.cat(members, dim=2), None
 
     def pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean over the latents (B, D), normed."""
-        out: Tensor = self.final_norm(masked_mean(states, mask))
+        """Mean over the latents, normed member by member (B, D)."""
+        means = states.mean(dim=1).unflatten(1, (self.members, -1))
+        out: Tensor = self.final_norm(means).flatten(1)
         return out

@@ -1,8 +1,8 @@
 """Rejectors: how unlike every known type a cell is.
 
-A rejector gives each cell a score from that cell and the model alone, and the model stores the scores of held-out known cells, so that a
-threshold can be taken for any rate of false rejections. To add one: a new file here with a subclass of `Rejector`, and
-its line in `REJECTORS`.
+A rejector gives each cell a score from that cell and the model alone, and the model stores the scores of held-out known
+cells, so that a threshold can be taken for any rate of false rejections. To add one: a new file here with a subclass of
+`Rejector`, and its line in `REJECTORS`.
 """
 
 from evercell.plugins import Registry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -30,6 +30,15 @@ class Outputs:
     logits: np.ndarray
     log_proba: np.ndarray
 
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Outputs of several blocks of cells as one."""
+        return cls(
+            np.concatenate([part.representation for part in parts]),
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate([part.log_proba for part in parts]),
+        )
+
     @property
     def proba(self) -> np.ndarray:
         """Calibrated probabilities (B, K)."""
@@ -53,6 +62,8 @@ class Rejector(ABC):
     """Scores cells; higher means less like the known types. Its state is named arrays, which the model stores."""
 
     name: ClassVar[str]
+    calibration: ClassVar[tuple[str, ...]] = ("known_quantiles",)
+    """Arrays that `calibrated` sets, from held-out cells."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()}
@@ -70,6 +81,10 @@ class Rejector(ABC):
         """The same rejector with the scores of held-out cells of known types stored as quantiles."""
         quantiles = np.quantile(self.score(outputs), np.linspace(0.0, 1.0, QUANTILES))
         return type(self)({**self.arrays, "known_quantiles": quantiles})
+
+    def calibrated_as(self, other: Self) -> Self:
+        """The same rejector with the calibration of another, for a model trained again on all cells."""
+        return type(self)({**self.arrays, **{name: other.arrays[name] for name in self.calibration}})
 
     def threshold(self, rate: float) -> float:
         """Score above which a share `rate` of held-out known cells lay."""

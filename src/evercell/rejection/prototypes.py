@@ -26,13 +26,18 @@ class PrototypesRejector(Rejector):
         types = np.unique(codes)
         means = np.stack([x[codes == code].mean(axis=0) for code in types])
         centred = x - means[np.searchsorted(types, codes)]
-        precision = LedoitWolf(assume_centered=True).fit(centred).precision_
-        whitening = np.linalg.cholesky(precision)  # S^-1 = W W'
+        covariance = LedoitWolf(assume_centered=True).fit(centred).covariance_
+        # A thousandth of a percent more on the diagonal: with one cell a type there is no spread to invert.
+        covariance += (1e-5 * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(len(covariance))
+        whitening = np.linalg.cholesky(np.linalg.inv(covariance))  # S^-1 = W W'
         return cls({"whitening": whitening, "whitened_means": means @ whitening})
 
     def score(self, outputs: Outputs) -> np.ndarray:
         """Score of each cell (B,)."""
-        whitened = outputs.representation @ self.arrays["whitening"]  # (B, D)
+        # Summed term by term: a matrix product rounds a cell differently with the number of cells beside it.
+        whitened = np.zeros_like(outputs.representation)  # (B, D)
+        for place, row in enumerate(self.arrays["whitening"]):
+            whitened += outputs.representation[:, place, None] * row
         means = self.arrays["whitened_means"]
         nearest = np.full(len(whitened), np.inf, dtype=np.float32)
         for mean in means:

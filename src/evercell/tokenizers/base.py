@@ -68,6 +68,10 @@ class View:
             measured = np.ones(counts.shape[1], dtype=bool)
         return cls(counts, totals, measured)
 
+    def taken(self, rows: np.ndarray) -> View:
+        """Only the cells `rows`."""
+        return View(self.counts[rows], self.totals[rows], self.measured)
+
     def log_normalised(self) -> np.ndarray:
         """``log(1 + 10^4 count / total)`` of every stored count (nnz,), float32."""
         scale = TOTAL / np.maximum(self.totals, 1.0)
@@ -81,6 +85,8 @@ class Tokenizer(ABC):
     name: ClassVar[str]
     n_bins: ClassVar[int | None] = None
     """Number of value classes where values are bin codes, None where they are real numbers."""
+    mask_value: ClassVar[int | None] = None
+    """Bin code of a masked token, where values are bin codes; no token has it and it is not the 0 of padding."""
 
     @abstractmethod
     def tokenize(self, view: View) -> TokenBatch:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 N_BINS = 7  # zero, five levels of expression, mask
 
 
+def expression_bins(view: View) -> np.ndarray:
+    """Bin of every stored count (nnz,), float32: its log-normalised value (base 2) floored, between 1 and 5."""
+    bins: np.ndarray = np.clip(np.floor(view.log_normalised() / np.log(2.0)), 1, N_BINS - 2).astype(np.float32)
+    return bins
+
+
 class BinsTokenizer(Tokenizer):
     """Log-normalised counts (base 2) floored into bins: 0 for none, 1 to 5 for expressed, 6 for masked.
 
@@ -29,7 +35,7 @@ class BinsTokenizer(Tokenizer):
 
     name: ClassVar[str] = "bins"
     n_bins: ClassVar[int | None] = N_BINS
-    mask_value: ClassVar[int] = N_BINS - 1
+    mask_value: ClassVar[int | None] = N_BINS - 1
 
     def __init__(self, zeros: bool = False) -> None:
         self.zeros = zeros
@@ -41,7 +47,7 @@ class BinsTokenizer(Tokenizer):
 
     def tokenize(self, view: View) -> TokenBatch:
         """Tokens (B, L), L the number of measured genes with `zeros`, else the most genes that one cell expresses."""
-        bins = np.clip(np.floor(view.log_normalised() / np.log(2.0)), 1, N_BINS - 2).astype(np.float32)
+        bins = expression_bins(view)
         counts = view.counts
         if not self.zeros:
             return padded(counts.indptr, counts.indices, bins)

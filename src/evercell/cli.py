@@ -1,0 +1,121 @@
+"""The command line: what is common to all commands, and how they end."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from evercell import __version__
+from evercell.commands import annotating, checking, models, training
+from evercell.commands.console import Console
+from evercell.errors import EvercellError
+
+ANYWHERE = ("--quiet", "--verbose", "--debug")
+"""Options of all commands, which may stand before or after the command."""
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a check failed (verify, doctor --strict)
+  2    wrong input or wrong use; what mends it is said on standard error
+  3    an error that evercell did not foresee
+  130  stopped from the keyboard
+
+\b
+--quiet, --verbose and --debug may stand before or after the command.
+
+\b
+Examples:
+  evercell demo
+  evercell train labelled.h5ad --labels cell_type --donor donor --output model
+  evercell annotate query.h5ad --model model --output annotated.h5ad --report report.html"""
+
+app = typer.Typer(
+    name="evercell",
+    help="Label the cells of single-cell RNA-seq data with a model that keeps learning.",
+    epilog=EXIT_CODES,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    pretty_exceptions_enable=False,
+)
+for module in (training, annotating, models, checking):
+    for command, epilog in module.COMMANDS.items():
+        app.command(epilog=epilog)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"evercell {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only results, warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print details.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # Docstring-less on purpose: the help text of the program is that of `app`.
+    context.obj = Console(quiet=quiet, verbose=verbose)
+    warnings.simplefilter("default" if debug else "ignore")  # of the libraries: nothing a user can act on
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Parameters
+    ----------
+    arguments
+        Words of the command line; those of the process if None.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = given[: given.index("--")] if "--" in given else given
+    common = [word for word in ANYWHERE if word in options]
+    rest = [word for place, word in enumerate(given) if place >= len(options) or word not in ANYWHERE]
+    console = Console(quiet="--quiet" in common)
+    try:
+        with warnings.catch_warnings():
+            code = app([*common, *rest], prog_name="evercell", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 130
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        if "--debug" in common:
+            traceback.print_exc()
+        return _failed(error, console)
+    if code == 130:
+        console.note("stopped")
+    return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception, console: Console) -> int:
+    """Say what went wrong in a line and how to mend it; returns the exit code."""
+    if isinstance(error, EvercellError):
+        console.error(error.message, error.hint)
+        return 2
+    if hasattr(error, "format_message"):  # wrong use, found by the parser
+        where = getattr(getattr(error, "ctx", None), "command_path", "evercell")
+        console.error(error.format_message(), f"`{where} --help` shows how it is used")
+        return 2
+    what = " ".join(str(error).split())[:500]
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        console.error(f"memory ran out: {what}", "give fewer cells at a time, or --device cpu if a GPU was used")
+        return 3
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+        console.error(what, "choose another folder, or make room in this one")
+        return 2
+    console.error(f"{type(error).__name__}: {what}", "this is a bug: run it again with --debug and report what it says")
+    return 3

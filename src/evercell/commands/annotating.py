@@ -1,0 +1,255 @@
+"""`annotate`, `embed` and `evaluate`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evercell.commands.console import Console, examples
+from evercell.commands.models import load_model, model_folder, training_facts
+from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Labelled, Layer, Model, Report, Species
+from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, is_table, read_file
+from evercell.errors import LabelsError, SettingsError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from evercell.annotation import Annotation
+
+FEW_GENES = 0.6  # share of the model's genes below which the user is told to expect less
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Cells with raw counts: .h5ad, .zarr, 10x, .loom, .csv.")]
+Output = Annotated[
+    Path,
+    typer.Option("--output", metavar="FILE", help=".h5ad or .zarr: FILE and what is new; .csv or .tsv: a table."),
+]
+
+
+def annotate(
+    context: typer.Context,
+    *,
+    file: File,
+    model: Model,
+    output: Output,
+    reject: Annotated[
+        str | None,
+        typer.Option(
+            "--reject",
+            metavar="off|RATE",
+            help="Share of cells of known types that may be called Unknown; 0.01 if not given. off labels every cell.",
+        ),
+    ] = None,
+    report: Report = None,
+    truth: Annotated[
+        str | None, typer.Option("--truth", metavar="KEY", help="Column of obs that the report compares with.")
+    ] = None,
+    layer: Layer = None,
+    species: Species = "auto",
+    gene_column: GeneColumn = None,
+    key_added: KeyAdded = "evercell",
+    compat: Annotated[
+        str | None,
+        typer.Option("--compat", metavar="NAME", help="celltypist: add predicted_labels and conf_score as well."),
+    ] = None,
+    empty_cells: Annotated[
+        str, typer.Option("--empty-cells", metavar="error|keep", help="keep: a cell without counts is called Unknown.")
+    ] = "error",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Label the cells of a file. All that was in the file is kept; labels go to obs under the name evercell."""
+    from evercell.annotation import annotate as annotate_cells
+    from evercell.annotation import rejection_rate
+    from evercell.cells import write_cells, write_table
+    from evercell.reporting import write_report
+    from evercell.training import choose_device
+
+    console: Console = context.obj
+    started = time.perf_counter()
+    model_folder(model)
+    rejection_rate(reject)
+    choose_device(device)
+    check_file_output(output, (*CELL_SUFFIXES, *TABLE_SUFFIXES))
+    if compat not in (None, "celltypist"):
+        raise SettingsError(f"--compat is `{compat}`", hint="pass --compat celltypist, or leave it out")
+    if report is not None:
+        check_file_output(report, (".html",), option="--report")
+    elif truth is not None:
+        raise SettingsError(
+            "--truth is for the report", hint="pass --report FILE too; `evercell evaluate` scores the output"
+        )
+    annotator = load_model(model, console)
+    table_only = is_table(output) and report is None
+    adata = read_file(file, console, layer=layer, backed=table_only)
+    if truth is not None:
+        check_column(adata, truth, name=str(file), option="--truth")
+    result = annotate_cells(
+        annotator,
+        adata,
+        reject=reject,
+        key_added=key_added,
+        layer=layer,
+        species=species,
+        gene_column=gene_column,
+        empty_cells=empty_cells,
+        name=str(file),
+        model_name=Path(model).resolve().name,
+        device=device,
+        shown=console.shown,
+    )
+    if compat == "celltypist":
+        result.obs["predicted_labels"] = result.obs[key_added]
+        result.obs["conf_score"] = result.obs[f"{key_added}_confidence"]
+    _say_what_was_found(result, console)
+    if not table_only:
+        result.write_into(adata)
+    if is_table(output):
+        write_table(result.obs.rename_axis("cell"), output)
+    else:
+        write_cells(adata, output)
+    console.note(f"written: {output}")
+    if report is not None:
+        training = training_facts(annotator.ledger.stages[-1].facts) if len(annotator.ledger) else None
+        write_report(adata, report, key=key_added, truth=truth, title=f"Cell types of {file.name}", training=training)
+        console.note(f"report: {report}")
+    seconds = time.perf_counter() - started
+    console.detail(f"{seconds:.1f} seconds")
+    shares = result.obs[key_added].value_counts()
+    data = {
+        "output": output,
+        "report": report,
+        "cells": len(result.obs),
+        "labels": {str(name): int(number) for name, number in shares[shares > 0].items()},
+        "mean_confidence": float(result.obs[f"{key_added}_confidence"].mean()),
+        **result.info,
+        "seconds": round(seconds, 1),
+    }
+    console.result(result.summary(), data, as_json=as_json)
+
+
+def embed(
+    context: typer.Context,
+    *,
+    file: File,
+    model: Model,
+    output: Output,
+    layer: Layer = None,
+    species: Species = "auto",
+    gene_column: GeneColumn = None,
+    key_added: KeyAdded = "evercell",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write the representation of each cell.
+
+    It goes to obsm under the name X_evercell, or into a table.
+    """
+    import pandas as pd
+
+    from evercell.annotation import embed as embed_cells
+    from evercell.cells import write_cells, write_table
+    from evercell.training import choose_device
+
+    console: Console = context.obj
+    model_folder(model)
+    choose_device(device)
+    check_file_output(output, (*CELL_SUFFIXES, *TABLE_SUFFIXES))
+    annotator = load_model(model, console)
+    adata = read_file(file, console, layer=layer, backed=is_table(output))
+    found = embed_cells(
+        annotator,
+        adata,
+        layer=layer,
+        species=species,
+        gene_column=gene_column,
+        name=str(file),
+        device=device,
+        shown=console.shown,
+    )
+    if is_table(output):
+        columns = [f"{key_added}_{number}" for number in range(found.shape[1])]
+        write_table(pd.DataFrame(found, index=adata.obs_names, columns=columns).rename_axis("cell"), output)
+    else:
+        adata.obsm[f"X_{key_added}"] = found
+        write_cells(adata, output)
+    console.note(f"written: {output}")
+    text = f"{found.shape[0]:,} cells, {found.shape[1]} dimensions"
+    console.result(text, {"output": output, "cells": found.shape[0], "width": found.shape[1]}, as_json=as_json)
+
+
+def evaluate(
+    context: typer.Context,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Annotated cells.")],
+    labels: Labelled,
+    key: Annotated[str, typer.Option("--key", metavar="NAME", help="Column of obs to score.")] = "evercell",
+    as_json: Json = False,
+) -> None:
+    """Score labels against the true types.
+
+    Both are columns of obs. A cell of a type that the model does not know is right when it is called Unknown.
+    """
+    from evercell.evaluation import evaluate as score
+
+    console: Console = context.obj
+    adata = read_file(file, console)
+    check_column(adata, labels, name=str(file), option="--labels")
+    check_column(adata, key, name=str(file), option="--key", hint="`evercell annotate` the file first, or ")
+    info = adata.uns.get(key, {})
+    classes = [str(name) for name in info["classes"]] if "classes" in info else None
+    truth = adata.obs[labels]
+    if classes is not None and not set(truth.dropna().astype(str)) & set(classes):
+        console.warning(
+            f"no type in `{labels}` has the name of a type of the model: every cell counts as one of an unknown type"
+        )
+    confidence = adata.obs[f"{key}_confidence"].to_numpy() if f"{key}_confidence" in adata.obs else None
+    found = score(truth, adata.obs[key], confidence=confidence, known_types=classes)
+    console.result(found.table(), found.to_dict(), as_json=as_json)
+
+
+COMMANDS = {
+    annotate: examples(
+        "evercell annotate query.h5ad --model model --output annotated.h5ad",
+        "evercell annotate filtered_feature_bc_matrix.h5 --model model --output labels.csv --reject off",
+        "evercell annotate query.h5ad --model model --output annotated.h5ad --report report.html --truth cell_type",
+    ),
+    embed: examples(
+        "evercell embed query.h5ad --model model --output embedded.h5ad",
+        "evercell embed query.h5ad --model model --output embedding.csv",
+    ),
+    evaluate: examples(
+        "evercell evaluate annotated.h5ad --labels cell_type",
+        "evercell evaluate annotated.h5ad --labels cell_type --key predicted_labels --json",
+    ),
+}
+
+
+def check_column(adata: AnnData, column: str, *, name: str, option: str, hint: str = "") -> None:
+    """Whether `obs` has a column.
+
+    Raises
+    ------
+    LabelsError
+        If it has not; the message lists those that it has.
+    """
+    if column not in adata.obs:
+        columns = ", ".join(f"`{one}`" for one in adata.obs) or "none"
+        raise LabelsError(
+            f"`{name}` has no column `{column}` in obs; columns: {columns}", hint=f"{hint}name the column with {option}"
+        )
+
+
+def _say_what_was_found(result: Annotation, console: Console) -> None:
+    info: dict[str, Any] = result.info
+    undone = "" if info["counts_transform"] == "none" else f" ({info['counts_transform']})"
+    console.note(f"counts from {info['counts_source']}{undone}")
+    console.note(info["coverage"]["sentence"])
+    if info["coverage"]["share_of_model"] < FEW_GENES:
+        console.warning("few of the model's genes were measured: expect less, and look at the confidence")
+    for note in info["notes"]:
+        console.note(note)
+    unknown = int((result.labels == "Unknown").sum())
+    if unknown:
+        console.note(f"{unknown:,} of {len(result.obs):,} cells ({unknown / len(result.obs):.1%}) are called Unknown")

@@ -1,0 +1,134 @@
+"""`log` and `verify`, and how commands find a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evercell.commands.console import Console, examples, table
+from evercell.commands.options import Json
+from evercell.errors import ModelError
+
+if TYPE_CHECKING:
+    from evercell.annotator import Annotator
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a model.")]
+
+
+def model_folder(name: str) -> Path:
+    """Directory of the model that `--model` or `--from` names.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "is not there"
+        raise ModelError(
+            f"there is no model `{name}`: `{path.absolute()}` {what}",
+            hint="give the directory that `evercell train --output` wrote",
+        )
+    return path
+
+
+def load_model(name: str, console: Console) -> Annotator:
+    """The model that `--model` or `--from` names."""
+    from evercell.checkpoint import load
+
+    path = model_folder(name)
+    model = load(path)
+    genes = f"{len(model.vocabulary):,} {model.vocabulary.species} genes"
+    console.note(f"`{path}`: {len(model.types):,} cell types, {genes}")
+    console.detail(f"fingerprint {model.fingerprint}, {model.backbone.name} backbone, {len(model.ledger)} stages")
+    return model
+
+
+def training_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage of the ledger as `write_report` takes it."""
+    metrics = facts.get("metrics") or {}
+    if "model" not in metrics:
+        return {}
+    held_out = facts.get("held_out") or {}
+    split = f"{held_out.get('cells', 0):,} cells were held out"
+    if held_out.get("groups"):
+        split += f", all of {', '.join(held_out['groups'])}"
+    curve = [
+        {"step": row["step"], "loss": row["loss"], "validation": row.get("held_out_loss")}
+        for row in facts.get("history", [])
+    ]
+    per_type = [{"type": name, **row} for name, row in metrics["model"].get("per_type", {}).items()]
+    found = {"split": f"{split}.", "model": metrics["model"], "curve": curve, "per_type": per_type}
+    return found | ({"linear": metrics["linear"]} if "linear" in metrics else {})
+
+
+def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Figures on held-out cells: the model, then its transformer alone and the linear baseline."""
+    columns = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+    words = {"model": "evercell", "transformer": "transformer alone", "linear": "linear baseline"}
+    rows = [
+        [word, *("" if (value := metrics[name].get(one)) is None else f"{value:.3f}" for one in columns)]
+        for name, word in words.items()
+        if name in metrics
+    ]
+    return table(["", *(name.replace("_", " ") for name in columns)], rows)
+
+
+def log(context: typer.Context, directory: Directory, as_json: Json = False) -> None:
+    """Show the stages of a model.
+
+    What it was trained on, which types it learnt, and how well.
+    """
+    from evercell.ledger import Ledger
+
+    file = model_folder(str(directory)) / "ledger.jsonl"
+    if not file.is_file():
+        raise ModelError(f"`{directory}` is no model: it has no ledger.jsonl", hint="give the directory of a model")
+    ledger = Ledger.from_text(file.read_text(encoding="utf-8"), name=str(file))
+    stages = [{**stage.facts, "previous": stage.previous, "hash": stage.digest} for stage in ledger]
+    context.obj.result("\n\n".join(map(_stage_text, stages)) or "no stages", {"stages": stages}, as_json=as_json)
+
+
+def _stage_text(stage: Mapping[str, Any]) -> str:
+    lines = [f"stage {stage['stage']}: {stage.get('verb', '')}  {stage['hash'][:12]}"]
+    lines += [f"  {one['name']}: {one['cells']:,} cells, {one['genes']:,} genes" for one in stage.get("data", [])]
+    if types := stage.get("types_added"):
+        lines.append(f"  types added: {', '.join(types)}")
+    metrics = stage.get("metrics") or {}
+    if "model" in metrics:
+        lines.append(f"  on {(stage.get('held_out') or {}).get('cells', 0):,} held-out cells:")
+        lines += [f"    {line}" for line in score_table(metrics).splitlines()]
+    return "\n".join(lines)
+
+
+def verify(context: typer.Context, directory: Directory, as_json: Json = False) -> None:
+    """Check that a model is as it was written.
+
+    Hashes of its files, chain of its stages, fingerprint of its weights.
+    """
+    from evercell.checkpoint import FILES, is_model, load
+
+    console: Console = context.obj
+    path = model_folder(str(directory))
+    if not is_model(path):
+        raise ModelError(f"`{path}` is no model: it has no annotator.json", hint="give the directory of a model")
+    try:
+        model = load(path)
+    except ModelError as error:
+        console.error(error.message, error.hint)
+        console.result(f"{path}: not as it was written", {"ok": False, "error": error.message}, as_json=as_json)
+        raise typer.Exit(1) from error
+    facts = {"ok": True, "fingerprint": model.fingerprint, "stages": len(model.ledger), "head": model.ledger.head}
+    parts = f"{len(FILES)} files, {len(model.ledger)} stages, fingerprint {model.fingerprint}"
+    text = f"{path}: as it was written\n  {parts}"
+    console.result(text, facts, as_json=as_json)
+
+
+COMMANDS = {
+    log: examples("evercell log model", "evercell log model --json"),
+    verify: examples("evercell verify model", "evercell verify model --json"),
+}

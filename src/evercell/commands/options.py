@@ -1,0 +1,30 @@
+"""Options that several commands share, with the same words everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Labelled = Annotated[str, typer.Option("--labels", metavar="KEY", help="Column of obs that holds the cell types.")]
+Model = Annotated[str, typer.Option("--model", metavar="NAME|DIR", help="Directory of a trained model.")]
+Layer = Annotated[
+    str | None,
+    typer.Option("--layer", metavar="NAME", help="Where the raw counts are: X, raw or a layer. Found if not given."),
+]
+Species = Annotated[str, typer.Option("--species", metavar="NAME", help="human, mouse, or auto: told by the genes.")]
+GeneColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--gene-column", metavar="NAME", help="Column of var with gene symbols or Ensembl ids, or index. Found."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu or cuda.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed and data give the same model.")]
+KeyAdded = Annotated[str, typer.Option("--key-added", metavar="NAME", help="Prefix of all names that are written.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that is at --output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a report, one HTML file, here as well.")
+]

@@ -1,0 +1,333 @@
+"""`train` and `pretrain`."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from evercell.commands.console import Console, examples, table
+from evercell.commands.models import load_model, score_table, training_facts
+from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
+from evercell.commands.paths import check_file_output, check_model_output, file_names, read_file
+from evercell.errors import LabelsError, SettingsError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from evercell.annotator import Annotator
+    from evercell.finetuning import ModelSettings
+    from evercell.pretraining import PretrainingSettings
+
+Settings = TypeVar("Settings", "ModelSettings", "PretrainingSettings")
+Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Directory of the model to be made.")]
+Samples = Annotated[
+    int | None, typer.Option("--samples", metavar="N", help="Training cells drawn in all, with repeats.")
+]
+Tokenizer = Annotated[str | None, typer.Option("--tokenizer", metavar="NAME", help="values (default) or bins.")]
+Backbone = Annotated[
+    str | None, typer.Option("--backbone", metavar="NAME", help="latent (default), performer or transformer.")
+]
+BackboneSetting = Annotated[
+    list[str] | None,
+    typer.Option("--backbone-setting", metavar="NAME=N", help="Size of the backbone, such as depth=1. Repeatable."),
+]
+Donor = Annotated[
+    str | None, typer.Option("--donor", metavar="KEY", help="Column of obs with donors: whole donors are held out.")
+]
+Batch = Annotated[
+    str | None, typer.Option("--batch", metavar="KEY", help="Column of obs with batches, where donors are not known.")
+]
+Base = Annotated[
+    str | None, typer.Option("--from", metavar="MODEL", help="Start from the genes and the backbone of this model.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="FOLDER", help="Keep the state of the run here; the same call takes it up again."),
+]
+
+
+def train(
+    context: typer.Context,
+    *,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Labelled cells, raw counts.")],
+    labels: Labelled,
+    output: Output,
+    donor: Donor = None,
+    batch: Batch = None,
+    base: Base = None,
+    layer: Layer = None,
+    species: Species = "auto",
+    gene_column: GeneColumn = None,
+    seed: Seed = 0,
+    samples: Samples = None,
+    tokenizer: Tokenizer = None,
+    backbone: Backbone = None,
+    backbone_setting: BackboneSetting = None,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Train once more on all cells, held-out ones included.")
+    ] = True,
+    device: Device = "auto",
+    report: Report = None,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make a model from labelled cells.
+
+    A part of the cells, whole donors where they are named, is held out to calibrate and to score the model and a linear
+    baseline on.
+    """
+    from evercell.finetuning import ModelSettings
+    from evercell.finetuning import train as train_model
+
+    run = _Run(context.obj, output, overwrite=overwrite, device=device)
+    console = run.console
+    if report is not None:
+        check_file_output(report, (".html",), option="--report")
+    asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
+    settings = replace(asked.over(ModelSettings()), refit=refit)
+    names = file_names(files)
+    given = asked.model(console)
+    adatas = [read_file(file, console, layer=layer) for file in files]
+    groups = group_column(adatas, names, donor=donor, batch=batch)
+    if donor is not None and batch is not None:
+        console.note(f"whole donors (`{donor}`) are held out; the batches in `{batch}` are not needed")
+    model = train_model(
+        adatas,
+        labels,
+        groups=groups,
+        base=given,
+        settings=settings,
+        seed=seed,
+        names=names,
+        layer=layer,
+        species=species,
+        gene_column=gene_column,
+        device=device,
+        state_folder=resume,
+        shown=console.shown,
+    )
+    facts = run.saved(model)
+    if report is not None:
+        training_report(model, joined_cells(adatas, names, layer=layer), report, console, device=device)
+    text = f"on {facts['held_out']['cells']:,} held-out cells:\n{score_table(facts['metrics'])}"
+    console.result(text, run.data(model) | {"report": report}, as_json=as_json)
+
+
+def pretrain(
+    context: typer.Context,
+    *,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE|FOLDER", help="Cells, raw counts; of a folder its .h5ad and .zarr.")
+    ],
+    output: Output,
+    donor: Donor = None,
+    batch: Batch = None,
+    base: Base = None,
+    layer: Layer = None,
+    species: Species = "auto",
+    gene_column: GeneColumn = None,
+    seed: Seed = 0,
+    samples: Samples = None,
+    tokenizer: Tokenizer = None,
+    backbone: Backbone = None,
+    backbone_setting: BackboneSetting = None,
+    device: Device = "auto",
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain a model on unlabelled cells.
+
+    It knows no cell types: it is there for train --from and for embed. Some genes of a cell are hidden and asked for. A
+    part of the cells, whole files where there are at least four, is held out to score it on.
+    """
+    from evercell.pretraining import PretrainingSettings
+    from evercell.pretraining import pretrain as pretrain_model
+
+    run = _Run(context.obj, output, overwrite=overwrite, device=device)
+    asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
+    model = pretrain_model(
+        files,
+        settings=asked.over(PretrainingSettings()),
+        seed=seed,
+        base=asked.model(run.console),
+        groups=donor if donor is not None else batch,
+        species=species,
+        gene_column=gene_column,
+        layer=layer,
+        device=device,
+        state_folder=resume,
+        shown=run.console.shown,
+    )
+    facts = run.saved(model)
+    metrics = facts["metrics"]
+    words = {
+        "masked_accuracy": "pretrained model",
+        "trivial_accuracy": "most frequent bin of the gene",
+        "trivial_cell_accuracy": "most frequent bin of the cell",
+    }
+    rows = [[word, f"{metrics[name]:.3f}"] for name, word in words.items() if name in metrics]
+    text = f"hidden genes of {facts['held_out']['cells']:,} held-out cells whose bin is found:\n"
+    run.console.result(text + table(["", "share"], rows), run.data(model), as_json=as_json)
+
+
+COMMANDS = {
+    train: examples(
+        "evercell train labelled.h5ad --labels cell_type --output model",
+        "evercell train first.h5ad second.h5ad --labels cell_type --donor donor --output model --report training.html",
+        "evercell train labelled.h5ad --labels cell_type --batch batch --from pretrained --output model --json",
+    ),
+    pretrain: examples(
+        "evercell pretrain cells/ --output pretrained",
+        "evercell pretrain first.h5ad second.h5ad --output pretrained --resume state",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for of a new model; everything else keeps its default."""
+
+    base: str | None
+    tokenizer: str | None
+    backbone: str | None
+    backbone_settings: tuple[str, ...]
+    samples: int | None
+
+    def over(self, settings: Settings) -> Settings:
+        """Settings with what was asked for. Names are checked here, before any file is read."""
+        from evercell.backbones import BACKBONES
+        from evercell.tokenizers import TOKENIZERS
+
+        parts = {
+            "--tokenizer": self.tokenizer,
+            "--backbone": self.backbone,
+            "--backbone-setting": self.backbone_settings or None,
+        }
+        if self.base is not None and (named := [option for option, one in parts.items() if one is not None]):
+            raise SettingsError(
+                f"{named[0]} cannot be chosen: it comes with the model `{self.base}`",
+                hint=f"leave out {named[0]} or --from",
+            )
+        if self.samples is not None:
+            settings = replace(settings, training=replace(settings.training, samples=self.samples))
+        if self.tokenizer is not None:
+            settings = replace(settings, tokenizer=TOKENIZERS[self.tokenizer].name)
+        backbone = BACKBONES[self.backbone or settings.backbone]
+        known = list(inspect.signature(backbone).parameters)
+        chosen = dict(_number(word, known[1:], backbone.name) for word in self.backbone_settings)
+        return replace(settings, backbone=backbone.name, backbone_settings={**settings.backbone_settings, **chosen})
+
+    def model(self, console: Console) -> Annotator | None:
+        """The model to start from."""
+        return None if self.base is None else load_model(self.base, console)
+
+
+def _number(word: str, known: Sequence[str], backbone: str) -> tuple[str, int]:
+    """Name and value of ``NAME=N``."""
+    name, _, value = word.partition("=")
+    settings = ", ".join(one for one in known if one != "n_bins")
+    if name not in known or name == "n_bins":
+        raise SettingsError(f"the backbone `{backbone}` has no setting `{name}`", hint=f"it has: {settings}")
+    if not value.isdecimal() or int(value) < 1:
+        raise SettingsError(f"--backbone-setting is `{word}`", hint=f"write a whole number, such as {name}=8")
+    return name, int(value)
+
+
+class _Run:
+    """What `train` and `pretrain` share: checks before the work, the model directory and the words after it."""
+
+    def __init__(self, console: Console, output: Path, *, overwrite: bool, device: str) -> None:
+        from evercell.training import choose_device
+
+        self.console, self.output, self.overwrite = console, output, overwrite
+        self.started = time.perf_counter()
+        check_model_output(output, overwrite=overwrite)
+        choose_device(device)
+
+    def saved(self, model: Annotator) -> Mapping[str, Any]:
+        """Write the model, say what was done to the data, and return the facts of its last stage."""
+        from evercell.checkpoint import save
+        from evercell.commands.card import model_card
+        from evercell.labels import listed
+
+        save(model, self.output, card=model_card(model), overwrite=self.overwrite)
+        console, facts = self.console, model.ledger.stages[-1].facts
+        for one in facts["data"]:
+            source = f", counts from {one['counts']}" if "counts" in one else ""
+            console.note(f"`{one['name']}`: {one['cells']:,} cells used{source}")
+            for note in one.get("notes", []):
+                console.note(f"  {note}")
+        held_out = facts["held_out"]
+        of = f", all of {listed(held_out['groups'])}" if held_out["groups"] else ""
+        console.note(
+            f"{len(model.types):,} cell types, {len(model.vocabulary):,} genes; "
+            f"{held_out['cells']:,} cells held out{of}"
+        )
+        if held_out["note"]:
+            console.warning(f"groups of cells were not kept whole: {held_out['note']}")
+        console.note(f"model: {self.output}")
+        console.detail(f"{time.perf_counter() - self.started:.0f} seconds, {facts['steps']:,} steps")
+        return facts
+
+    def data(self, model: Annotator) -> dict[str, Any]:
+        """The result as one object."""
+        facts = model.ledger.stages[-1].facts
+        return {
+            "model": self.output,
+            "fingerprint": model.fingerprint,
+            "types": model.types.names,
+            "genes": len(model.vocabulary),
+            "cells": sum(one["cells"] for one in facts["data"]),
+            **{name: facts[name] for name in ("held_out", "metrics", "data", "seed")},
+            "seconds": round(time.perf_counter() - self.started, 1),
+        }
+
+
+def training_report(model: Annotator, cells: AnnData, path: Path, console: Console, *, device: str) -> None:
+    """Write a report on a training: its figures, and the labels that the model gives its own training cells."""
+    from evercell.annotation import annotate
+    from evercell.reporting import write_report
+
+    annotate(model, cells, inplace=True, device=device, shown=console.shown)
+    seen = "These are the cells that the model was trained on; the figures under Training are those of held-out cells."
+    training = training_facts(model.ledger.stages[-1].facts)
+    write_report(cells, path, title="Training report", training=training, warnings=[seen])
+    console.note(f"report: {path}")
+
+
+def group_column(
+    adatas: Sequence[AnnData], names: Sequence[str], *, donor: str | None, batch: str | None
+) -> str | None:
+    """Column of the groups that are held out whole. A file may lack it if another one has it."""
+    key = donor if donor is not None else batch
+    if key is None or any(key in adata.obs for adata in adatas):
+        return key
+    option = "--donor" if donor is not None else "--batch"
+    columns = ", ".join(f"`{column}`" for column in dict.fromkeys(str(c) for adata in adatas for c in adata.obs))
+    raise LabelsError(
+        f"{', '.join(f'`{name}`' for name in names)}: no column `{key}` in obs; columns: {columns or 'none'}",
+        hint=f"name the column with {option}, or leave it out",
+    )
+
+
+def joined_cells(adatas: Sequence[AnnData], names: Sequence[str], *, layer: str | None) -> AnnData:
+    """Counts and labels of all files as one AnnData."""
+    import anndata as ad
+
+    from evercell.cells import find_counts
+
+    parts = {}
+    for adata, name in zip(adatas, names, strict=True):
+        counts = find_counts(adata, layer=layer, name=name)
+        parts[name] = ad.AnnData(counts.to_csr(), obs=adata.obs.copy(), var=counts.genes)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return ad.concat(parts, join="outer", label="file", index_unique="-", merge="first")

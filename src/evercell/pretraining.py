@@ -1,0 +1,429 @@
+"""Learn from unlabelled cells: `pretrain`.
+
+Some genes of a cell are hidden, and the backbone is asked how much of them the cell expresses (scBERT). Beside that,
+two random views of a cell are told from views of other cells of the same study; from cells of other studies they would
+be told by the study, and that is what would be learnt.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evercell.annotator import Annotator, empty_bank
+from evercell.augmentation import Augmentation
+from evercell.backbones import BACKBONES, Backbone
+from evercell.cells import atomic_path
+from evercell.celltypes import CellTypes
+from evercell.errors import ModelError, SettingsError
+from evercell.genes import GeneVocabulary
+from evercell.heads import GrowingHead
+from evercell.ledger import Ledger
+from evercell.masking import Levels, MaskedExpression, Masking, Question, mask_code
+from evercell.progress import progress
+from evercell.tokenizers import TOKENIZERS, Tokenizer
+from evercell.training import TrainingSettings, choose_device, fit, seeded
+from evercell.unlabelled_cells import (
+    UnlabelledCells,
+    UnlabelledStudy,
+    gathered,
+    read_unlabelled,
+    shared_vocabulary,
+    split_studies,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+VALIDATION_CELLS, BATCH = 1000, 128
+LOG, RUN = "log.jsonl", "run.json"
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """What a pretrained model is made of and how it is trained; the model stores this.
+
+    Parameters
+    ----------
+    tokenizer, backbone
+        Names in their registries.
+    tokenizer_settings, backbone_settings
+        Arguments of the tokenizer and the backbone.
+    masked_share
+        Share of a cell's expressed genes that is hidden.
+    most_asked
+        Of the hidden genes of a cell this many, at random, are asked for; the decoder is most of the cost of a step.
+    zero_queries
+        Measured genes without a count that are asked for, for each expressed one.
+    contrast
+        Weight of telling two views of a cell from those of other cells of its study; 0 for masked expression alone.
+    balance
+        How studies are drawn: by the root of their number of cells (``sqrt``), ``equal`` or by that number (``none``).
+    held_out
+        Share of cells held out: whole studies where there are at least four, else whole donors where they are told.
+    held_out_studies
+        Names of the studies to be held out, in place of a share.
+    vocabulary
+        Genes of any (``union``) or of all (``intersection``) training studies.
+    least_cells
+        A gene must be expressed in this many training cells.
+    training, augmentation
+        See `TrainingSettings` and `Augmentation`.
+    """
+
+    tokenizer: str = "values"
+    tokenizer_settings: Mapping[str, Any] = field(default_factory=dict)
+    backbone: str = "latent"
+    backbone_settings: Mapping[str, Any] = field(default_factory=dict)
+    masked_share: float = 0.15
+    most_asked: int = 32
+    zero_queries: float = 1.0
+    contrast: float = 0.3
+    balance: Literal["sqrt", "equal", "none"] = "sqrt"
+    held_out: float = 0.1
+    held_out_studies: tuple[str, ...] = ()
+    vocabulary: Literal["union", "intersection"] = "union"
+    least_cells: int = 10
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(samples=400_000, weight_decay=0.01, evaluations=20, patience=10)
+    )
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name, one, known in (
+            ("balance", self.balance, ("sqrt", "equal", "none")),
+            ("vocabulary", self.vocabulary, ("union", "intersection")),
+        ):
+            if one not in known:
+                raise SettingsError(f"{name} must be one of {', '.join(known)}, not `{one}`")
+        for name, share in (("masked_share", self.masked_share), ("held_out", self.held_out)):
+            if not 0 < share < 1:
+                raise SettingsError(f"{name} must lie between 0 and 1, not {share}")
+        if self.contrast < 0 or self.zero_queries < 0 or self.most_asked < 1:
+            raise SettingsError(
+                f"contrast and zero_queries must be at least 0 and most_asked at least 1, not {self.contrast}, "
+                f"{self.zero_queries} and {self.most_asked}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return dataclasses.asdict(self)
+
+
+def pretrain(
+    data: str | os.PathLike[str] | AnnData | Sequence[str | os.PathLike[str] | AnnData],
+    *,
+    settings: PretrainingSettings | None = None,
+    seed: int = 0,
+    base: Annotator | None = None,
+    names: Sequence[str] | None = None,
+    groups: str | None = None,
+    species: str = "auto",
+    gene_column: str | None = None,
+    layer: str | None = None,
+    device: str = "auto",
+    state_folder: str | os.PathLike[str] | None = None,
+    shown: bool | None = None,
+) -> Annotator:
+    """Make a model without cell types from unlabelled cells, to be given to `train` as its base.
+
+    Parameters
+    ----------
+    data
+        Files, folders of .h5ad and .zarr files, or AnnData objects with counts; each is a study with genes of its own.
+        Mouse genes beside human ones are brought to their one-to-one human orthologues.
+    settings
+        See `PretrainingSettings`.
+    seed
+        The same seed, data and machine give the same model.
+    base
+        Model whose genes, tokenizer and backbone are taken up, to be trained further.
+    names
+        Name of each data set, for messages, held-out studies and the ledger; by default the names of the files.
+    groups
+        Column of ``obs`` with donors or batches, to hold out whole ones where there are fewer than four studies.
+    species, gene_column, layer
+        ``human``, ``mouse`` or ``auto``; column of ``var`` with gene names; where the counts are. Found if not given.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    state_folder
+        Folder for the state of the run and its log (``log.jsonl``, one line a look at the held-out cells); the same
+        call takes an interrupted run up again and gives the numbers of an uninterrupted one.
+    shown
+        Show a progress bar; by default in a terminal.
+
+    Returns
+    -------
+    Annotator
+        It embeds cells and is a base for `train`; it has no types. The ledger holds the share of hidden expressed genes
+        of held-out cells whose bin is found (``masked_accuracy``), beside what is had without a model: each gene's
+        most frequent bin among training cells (``trivial_accuracy``), and the likeliest by gene and depth of the cell
+        (``trivial_depth_accuracy``). All three know that the gene is expressed.
+
+    Raises
+    ------
+    CellsError, GenesError, LabelsError, ModelError, SettingsError
+
+    Examples
+    --------
+    >>> import evercell as ec
+    >>> from evercell.testing import synthetic_cells
+    >>> from evercell.pretraining import quick_settings
+    >>> model = ec.pretrain([synthetic_cells(seed=1), synthetic_cells(seed=2)], settings=quick_settings())
+    >>> ec.embed(model, synthetic_cells(50, seed=3)).shape
+    (50, 32)
+    """
+    settings = settings or PretrainingSettings()
+    given = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
+    studies = read_unlabelled(given, names=names, groups=groups, layer=layer, shown=shown)
+    split, rows = split_studies(studies, share=settings.held_out, names=settings.held_out_studies, seed=seed)
+    facts = {
+        "verb": "pretrain",
+        "data": [study.facts for study in studies],
+        "types_added": [],
+        "settings": settings.to_dict(),
+        "seed": seed,
+        "base": base.fingerprint if base is not None else None,
+        "held_out": {
+            "by": split.by,
+            "groups": list(split.held_out),
+            "cells": len(split.validation),
+            "note": split.note,
+        },
+    }
+    vocabulary, cells, held_out = _gathered(studies, rows, settings, base, {"species": species, "column": gene_column})
+    del studies
+    where = choose_device(device)
+    model = _new(vocabulary, settings, base, seed).on(where)
+    objective = _Objective(model, cells, settings, seed, where)
+    validate = _validation(objective, held_out, seed)
+    folder = None if state_folder is None else Path(state_folder)
+    if folder is not None:
+        _claim(folder, facts)
+    log = _Log(folder, objective, validate)
+    with progress("pretraining", shown=shown) as step:
+
+        def on_step(done: int, steps: int, loss: float) -> None:
+            log.step = done
+            step(done, steps, loss)
+
+        history = fit(
+            objective.module,
+            objective,
+            settings.training,
+            seed=seed,
+            validate=log.looked,
+            state_folder=folder,
+            on_step=on_step,
+        )
+    with torch.no_grad():
+        metrics = validate()
+    facts |= {"metrics": metrics, "history": history.rows, "steps": history.best_step}
+    return replace(model, ledger=Ledger().appended(facts), settings=settings.to_dict())
+
+
+def quick_settings() -> PretrainingSettings:
+    """Settings for examples and tests: a small model trained for a second or two."""
+    return PretrainingSettings(
+        backbone_settings={"members": 2, "member_width": 16, "n_latents": 4, "depth": 1},
+        training=TrainingSettings(samples=3200, batch_size=64, learning_rate=5e-3, evaluations=4),
+    )
+
+
+def _gathered(
+    studies: Sequence[UnlabelledStudy],
+    rows: tuple[list[np.ndarray], list[np.ndarray]],
+    settings: PretrainingSettings,
+    base: Annotator | None,
+    how: Mapping[str, Any],
+) -> tuple[GeneVocabulary, UnlabelledCells, UnlabelledCells]:
+    """Vocabulary, cells to train on, cells held out. The genes are chosen on the cells to train on."""
+    if base is not None:
+        vocabulary = base.vocabulary
+    else:
+        trained_on = [study for study, part in zip(studies, rows[0], strict=True) if len(part)]
+        vocabulary = shared_vocabulary(trained_on, settings.vocabulary, **how)
+    cells, held_out = (gathered(studies, part, vocabulary, **how) for part in rows)
+    columns = np.arange(len(vocabulary))
+    if base is None:
+        least = min(settings.least_cells, max(int(cells.sizes.sum()) // 10, 1))
+        columns = np.flatnonzero(cells.n_expressing() >= least)
+        vocabulary = GeneVocabulary(
+            tuple(vocabulary.names[i] for i in columns),
+            tuple(vocabulary.symbols[i] for i in columns),
+            vocabulary.species,
+        )
+    return vocabulary, cells.over_genes(columns), held_out.over_genes(columns)
+
+
+def _new(vocabulary: GeneVocabulary, settings: PretrainingSettings, base: Annotator | None, seed: int) -> Annotator:
+    tokenizer: Tokenizer = TOKENIZERS[settings.tokenizer](**settings.tokenizer_settings)
+    with seeded(seed):
+        backbone: Backbone
+        if base is not None:
+            tokenizer, backbone = base.tokenizer, copy.deepcopy(base.backbone).requires_grad_(True)
+        else:
+            backbone = BACKBONES[settings.backbone](  # type: ignore[call-arg]
+                len(vocabulary), n_bins=tokenizer.n_bins, **settings.backbone_settings
+            )
+        head = GrowingHead(backbone.width, 0)
+    return Annotator(
+        vocabulary=vocabulary,
+        types=CellTypes(()),
+        tokenizer=tokenizer,
+        backbone=backbone.eval(),
+        head=head.eval(),
+        linear=None,
+        temperature=1.0,
+        rejector=None,
+        bank=empty_bank(len(vocabulary)),
+    )
+
+
+class _Objective:
+    """The loss of a training step: masked expression, and the contrast of two views."""
+
+    def __init__(
+        self, model: Annotator, cells: UnlabelledCells, settings: PretrainingSettings, seed: int, device: torch.device
+    ) -> None:
+        self.model, self.cells, self.settings, self.device = model, cells, settings, device
+        with seeded(seed + 1):
+            self.levels = Levels.of(cells)
+            self.decoder = MaskedExpression(model.backbone, self.levels, settings.zero_queries).to(device)
+        self.module = nn.ModuleDict({"backbone": model.backbone, "decoder": self.decoder})
+        weights = cells.sizes ** {"sqrt": 0.5, "equal": 0.0, "none": 1.0}[settings.balance]
+        self.shares = weights / weights.sum()
+        mask = mask_code(model.tokenizer, model.backbone)
+        self.masking = Masking(settings.masked_share, settings.most_asked, settings.zero_queries, mask)
+        self.terms: list[tuple[float, float]] = []  # masked and contrast loss of the steps since they were last logged
+
+    def __call__(self, rng: np.random.Generator) -> Tensor:
+        settings, model = self.settings, self.model
+        study = int(rng.choice(len(self.shares), p=self.shares))
+        counts = self.cells.draw(study, settings.training.batch_size, rng)
+        measured = self.cells.measured[study]
+        view = settings.augmentation.view(counts, measured, rng)
+        question = self.masking.ask(view, counts, model.tokenizer, rng).to(self.device)
+        states, mask = model.backbone.states(question.tokens)
+        masked = self.decoder.loss(self.decoder.logits(model.backbone, states, mask, question), question.bins)
+        if settings.contrast == 0:
+            self.terms.append((float(masked.detach()), 0.0))
+            return masked
+        other = model.tokenizer.tokenize(settings.augmentation.view(counts, measured, rng)).to(self.device)
+        contrast = self.decoder.contrast(model.backbone.pool(states, mask), model.backbone(other))
+        self.terms.append((float(masked.detach()), float(contrast.detach())))
+        return masked + settings.contrast * contrast
+
+    def answers(self, question: Question) -> Tensor:
+        """Logits of the members' mean answer (B, Q, levels)."""
+        question = question.to(self.device)
+        states, mask = self.model.backbone.states(question.tokens)
+        return self.decoder.logits(self.model.backbone, states, mask, question).float().mean(dim=0).cpu()
+
+
+def _validation(objective: _Objective, held_out: UnlabelledCells, seed: int) -> Callable[[], dict[str, float]]:
+    """Masked loss and accuracy on held-out cells, seen whole but for what is hidden; the same genes at every look."""
+    rng = np.random.default_rng([seed, 1])
+    # Enough genes for a good answer, and a bound on the time of a look.
+    whole = replace(objective.settings.augmentation, gene_dropout=0.0, thinning=0.0, panels=0.0)
+    masking = replace(objective.masking, replaced=1.0)
+    usual = torch.from_numpy(objective.levels.usual())
+    with torch.random.fork_rng():
+        untrained = MaskedExpression(objective.model.backbone, objective.levels, masking.zeros)
+    questions, trivial = [], []
+    for study, counts in held_out.spread(VALIDATION_CELLS):
+        for start in range(0, counts.shape[0], BATCH):
+            part = counts[start : start + BATCH]
+            view = whole.view(part, held_out.measured[study], rng)
+            question = masking.ask(view, part, objective.model.tokenizer, rng)
+            expressed = question.bins > 0
+            of_gene, of_depth = usual[question.genes], untrained.known(question)[..., 1:].argmax(dim=-1) + 1
+            questions.append(question)
+            trivial.append(torch.stack([of_gene == question.bins, of_depth == question.bins])[:, expressed])
+    found = torch.cat(trivial, dim=1).float().mean(dim=1)
+
+    def validate() -> dict[str, float]:
+        loss = answers = hits = expressed = 0.0
+        for question in questions:
+            logits = objective.answers(question)
+            asked, shown = question.bins >= 0, question.bins > 0
+            loss += float(F.cross_entropy(logits[asked], question.bins[asked], reduction="sum"))
+            # As the trivial answers do, this one knows that the gene is expressed.
+            hits += float((logits[shown][:, 1:].argmax(dim=1) + 1 == question.bins[shown]).sum())
+            answers, expressed = answers + float(asked.sum()), expressed + float(shown.sum())
+        return {
+            "loss": loss / max(answers, 1.0),
+            "masked_accuracy": hits / max(expressed, 1.0),
+            "trivial_accuracy": float(found[0]),
+            "trivial_depth_accuracy": float(found[1]),
+        }
+
+    return validate
+
+
+def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Note in the folder which run it belongs to.
+
+    Raises
+    ------
+    ModelError
+        If it belongs to a run with other data, settings or seed.
+    """
+    text = json.dumps(facts, sort_keys=True, default=str)
+    run = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / RUN).is_file():
+        if json.loads((folder / RUN).read_text(encoding="utf-8")) != run:
+            raise ModelError(
+                f"`{folder}` holds the state of a run with other data, settings or seed",
+                hint="resume with those it was begun with, or choose another state_folder",
+            )
+        return
+    with atomic_path(folder / RUN) as path:
+        path.write_text(json.dumps(run), encoding="utf-8")
+
+
+class _Log:
+    """One line of JSON a look at the held-out cells; a run taken up again goes on in the same file."""
+
+    def __init__(self, folder: Path | None, objective: _Objective, validate: Callable[[], dict[str, float]]) -> None:
+        self.path = None if folder is None else folder / LOG
+        self.objective, self.validate = objective, validate
+        self.step = 0
+        self.rows: dict[int, dict[str, float]] = {}
+        if self.path is not None and self.path.is_file():
+            rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+            self.rows = {int(row["step"]): row for row in rows}
+        self.began = time.monotonic()
+
+    def looked(self) -> dict[str, float]:
+        """Figures of the held-out cells, written into the log with the mean losses since the last look."""
+        figures = self.validate()
+        # Averaged weights are looked at without a step of training before: they have no line of their own.
+        if self.objective.terms:
+            masked, contrast = np.mean(self.objective.terms, axis=0)
+            self.objective.terms = []
+            row = {"step": self.step, "masked_loss": float(masked), "contrast_loss": float(contrast)}
+            row |= {f"held_out_{name}": value for name, value in figures.items()}
+            self.rows[self.step] = row | {"seconds": round(time.monotonic() - self.began, 1)}
+            self._write()
+        return figures
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        with atomic_path(self.path) as path:
+            path.write_text("".join(json.dumps(self.rows[at]) + "\n" for at in sorted(self.rows)), encoding="utf-8")

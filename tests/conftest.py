@@ -1,0 +1,33 @@
+"""One small trained model that many tests look at."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+# OpenMP threads wait by spinning: on a machine that others use too, tiny tensors on two of them take 50 times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from evercell.annotator import Annotator
+
+
+@pytest.fixture(scope="session")
+def model() -> Annotator:
+    """Model of four made-up types, trained in a second."""
+    from evercell.finetuning import quick_settings, train
+    from evercell.testing import synthetic_cells
+
+    return train(synthetic_cells(seed=1), "cell_type", groups="donor", settings=quick_settings(), shown=False)
+
+
+@pytest.fixture
+def query() -> AnnData:
+    """Cells of another made-up study of the same types; more than one batch and no whole number of batches."""
+    from evercell.testing import synthetic_cells
+
+    return synthetic_cells(150, seed=2)

@@ -1,0 +1,141 @@
+"""What every rejector promises; a new file in the registry is tested unseen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from evercell.rejection import REJECTORS, Outputs, Rejector
+
+WIDTH, N_TYPES = 12, 4
+MEANS = 6.0 * np.eye(N_TYPES, WIDTH)
+
+
+def outputs_of(x: np.ndarray) -> Outputs:
+    """Outputs of a model that knows the types' means, and where between them a cell lies."""
+    logits = -0.25 * np.square(x[:, None, :N_TYPES] - MEANS[:, :N_TYPES]).sum(axis=2) + 4.0
+    return Outputs(x.astype(np.float32), logits.astype(np.float32), log_softmax(logits, axis=1).astype(np.float32))
+
+
+def known(n_cells: int, seed: int) -> tuple[Outputs, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, N_TYPES, n_cells)
+    return outputs_of(MEANS[codes] + 0.8 * rng.normal(size=(n_cells, WIDTH))), codes
+
+
+def far() -> Outputs:
+    """Cells in a direction that no type has; the nearest type is clear."""
+    outputs, _ = known(60, seed=11)
+    x = outputs.representation.copy()
+    x[:, N_TYPES:] += 4.0
+    moved = outputs_of(x)
+    return Outputs(moved.representation, outputs.logits, outputs.log_proba)
+
+
+def torn() -> Outputs:
+    """Cells between two types, and not farther from the types' plane than known cells."""
+    rng = np.random.default_rng(12)
+    return outputs_of((MEANS[0] + MEANS[1]) / 2 + 0.1 * rng.normal(size=(60, WIDTH)))
+
+
+def taken(outputs: Outputs, rows: np.ndarray) -> Outputs:
+    return Outputs(outputs.representation[rows], outputs.logits[rows], outputs.log_proba[rows])
+
+
+@pytest.fixture(params=list(REJECTORS))
+def rejector(request: pytest.FixtureRequest) -> Rejector:
+    return REJECTORS[request.param].fitted(*known(400, seed=1)).calibrated(known(1000, seed=2)[0])
+
+
+def test_score_of_a_cell_depends_on_that_cell_only(rejector: Rejector) -> None:
+    """Invariant 1, to the last bit."""
+    outputs, _ = known(300, seed=3)
+    score = rejector.score(outputs)
+    assert score.shape == (300,)
+    assert score.dtype == np.float32
+    assert np.isfinite(score).all()
+    order = np.random.default_rng(0).permutation(300)
+    for rows in (order, order[:7], order[:1], np.array([299, 0])):
+        np.testing.assert_array_equal(rejector.score(taken(outputs, rows)), score[rows])
+
+
+def test_false_rejections_are_as_many_as_asked(rejector: Rejector) -> None:
+    score = rejector.score(known(1000, seed=2)[0])
+    for rate in (0.0, 0.01, 0.05, 0.2):
+        assert (score > rejector.threshold(rate)).mean() == pytest.approx(rate, abs=0.005)
+    fresh = rejector.score(known(2000, seed=4)[0])
+    assert (fresh > rejector.threshold(0.1)).mean() == pytest.approx(0.1, abs=0.04)
+
+
+def test_a_higher_rate_never_raises_the_threshold(rejector: Rejector) -> None:
+    thresholds = [rejector.threshold(rate) for rate in np.linspace(0, 1, 57)]
+    assert (np.diff(thresholds) <= 0).all()
+
+
+def test_arrays_hold_the_whole_state(rejector: Rejector) -> None:
+    assert all(array.dtype == np.float32 for array in rejector.arrays.values())
+    again = type(rejector)({name: array.copy() for name, array in rejector.arrays.items()})
+    outputs, _ = known(50, seed=5)
+    np.testing.assert_array_equal(again.score(outputs), rejector.score(outputs))
+    assert again.threshold(0.03) == rejector.threshold(0.03)
+
+
+def test_cells_unlike_every_type_are_rejected(rejector: Rejector) -> None:
+    between = torn()
+    x = between.representation.copy()
+    x[:, N_TYPES:] += 4.0
+    score = rejector.score(outputs_of(x))
+    assert (score > rejector.threshold(0.05)).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["prototypes", "combined"])
+def test_cells_far_from_every_type_score_higher(name: str) -> None:
+    rejector = REJECTORS[name].fitted(*known(400, seed=1)).calibrated(known(1000, seed=2)[0])
+    assert rejector.score(far()).min() > rejector.threshold(0.05)
+
+
+@pytest.mark.parametrize("name", ["confidence", "energy", "combined"])
+def test_cells_of_low_confidence_score_higher(name: str) -> None:
+    rejector = REJECTORS[name].fitted(*known(400, seed=1)).calibrated(known(1000, seed=2)[0])
+    assert rejector.score(torn()).mean() > rejector.threshold(0.05)
+
+
+def test_energy_is_the_equation() -> None:
+    outputs, _ = known(20, seed=6)
+    expected = -0.8 * np.log(np.exp(outputs.logits.astype(np.float64) / 0.8).sum(axis=1))
+    rejector = REJECTORS["energy"].fitted(outputs, outputs.codes)
+    np.testing.assert_allclose(rejector.score(outputs), expected, rtol=1e-5)
+
+
+def test_prototypes_are_mahalanobis_distances() -> None:
+    outputs, codes = known(3000, seed=7)
+    score = REJECTORS["prototypes"].fitted(outputs, codes).score(outputs)
+    x = outputs.representation
+    means = np.stack([x[codes == code].mean(axis=0) for code in range(N_TYPES)])
+    expected = (np.square(x[:, None] - means).sum(axis=2) / 0.64 / WIDTH).min(axis=1)  # the noise is 0.8 in all places
+    np.testing.assert_allclose(score, expected, rtol=0.15)
+
+
+def test_calibration_is_taken_from_the_first_model_as_one(rejector: Rejector) -> None:
+    """A model trained again on all cells keeps quantiles and scale together; one without the other means nothing."""
+    again = type(rejector).fitted(*known(500, seed=8)).calibrated_as(rejector)
+    for name in rejector.calibration:
+        np.testing.assert_array_equal(again.arrays[name], rejector.arrays[name])
+    fresh = again.score(known(1000, seed=9)[0])
+    assert (fresh > again.threshold(0.1)).mean() == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_model_sure_of_all_its_training_cells_still_rejects_by_both_scores() -> None:
+    outputs, codes = known(400, seed=1)
+    sure = np.full((400, N_TYPES), -20.0, dtype=np.float32)
+    sure[np.arange(400), codes] = 0.0
+    rejector = REJECTORS["combined"].fitted(Outputs(outputs.representation, outputs.logits, sure), codes)
+    rejector = rejector.calibrated(known(1000, seed=2)[0])
+    assert rejector.score(far()).min() > rejector.threshold(0.05)
+
+
+def test_one_cell_a_type_is_enough_to_fit(rejector: Rejector) -> None:
+    alone = type(rejector).fitted(outputs_of(MEANS), np.arange(N_TYPES)).calibrated(known(100, seed=2)[0])
+    assert np.isfinite(alone.score(known(50, seed=3)[0])).all()
+    assert np.isfinite(alone.threshold(0.05))
