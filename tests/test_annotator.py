@@ -115,6 +115,7 @@ def test_the_fingerprint_tells_every_change(model: Annotator) -> None:
         replace(model, linear=None),
         replace(model, rejector=None),
         replace(model, linear=replace(model.linear, bias=model.linear.bias + 1e-3)),
+        replace(model, bank=model.bank.taken(np.arange(len(model.bank) - 1))),
         replace(model, types=CellTypes((*types.names[:-1], "renamed"), types.stages, types.ontology_ids)),
         replace(model, types=CellTypes(types.names, types.stages, ("CL:0000000", *types.ontology_ids[1:]))),
     ]

@@ -19,12 +19,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("gene_names", "genes", "ontology", "labels", "celltypes", "normalisation", "counts", "cells", "examples"),
     ("preprocessing", "training_cells", "tokenizers", "augmentation", "bank"),
     ("backbones", "heads", "linear", "masking", "rejection"),
-    ("annotator", "checkpoint", "ledger", "registry"),
-    ("distributed", "batching", "training", "annotation", "evaluation", "unlabelled_cells"),
+    ("annotator", "threads", "checkpoint", "ledger", "registry"),
+    ("distributed", "batching", "adaptation", "training", "annotation", "evaluation", "unlabelled_cells"),
     ("pretraining", "finetuning", "updating"),
     ("discovery", "explaining"),
     ("reporting",),
-    ("serving", "cli", "__main__"),
+    ("serving", "cli", "__main__", "commands", "demo", "doctor"),
     ("testing",),
 )
 RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}

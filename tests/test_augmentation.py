@@ -123,8 +123,15 @@ def test_at_most_about_max_genes_are_shown() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"gene_dropout": 1.2}, {"thinning": -0.1}, {"panels": 2.0}, {"least_depth": 0.0}, {"smallest_panel": 0}, {"max_genes": 0}],
-)  # fmt: skip
+    [
+        {"gene_dropout": 1.2},
+        {"thinning": -0.1},
+        {"panels": 2.0},
+        {"least_depth": 0.0},
+        {"smallest_panel": 0},
+        {"max_genes": 0},
+    ],
+)
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         Augmentation(**wrong)  # type: ignore[arg-type]

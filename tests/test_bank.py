@@ -61,7 +61,9 @@ def test_no_cells_give_no_rows() -> None:
 def bank() -> ExampleBank:
     counts = csr_matrix(np.arange(20, dtype=np.float32).reshape(5, 4))
     measured = np.array([[True, True, False, True], [True, True, True, True], [False, True, True, True]])
-    return ExampleBank(counts, np.array([0, 1, 0, 2, 1]), np.array([1, 1, 1, 2, 2]), np.array([0, 1, 0, 2, 2]), measured)
+    return ExampleBank(
+        counts, np.array([0, 1, 0, 2, 1]), np.array([1, 1, 1, 2, 2]), np.array([0, 1, 0, 2, 2]), measured
+    )
 
 
 def test_taken_cells_keep_what_is_known_of_them(bank: ExampleBank) -> None:

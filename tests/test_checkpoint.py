@@ -174,7 +174,7 @@ def test_a_newer_format_is_refused_with_the_way_out(copy: Path) -> None:
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no model at"):
         load(tmp_path / "nowhere")
-    with pytest.raises(ModelError, match="no annotator.json"):
+    with pytest.raises(ModelError, match=r"no annotator\.json"):
         load(tmp_path)
 
 

@@ -179,7 +179,9 @@ def test_averaged_weights_are_taken_unless_a_look_was_better() -> None:
         model = network()
         looks: list[list[Tensor]] = []
 
-        def validate(model: nn.Module = model, looks: list[list[Tensor]] = looks, last: float = last) -> dict[str, float]:
+        def validate(
+            model: nn.Module = model, looks: list[list[Tensor]] = looks, last: float = last
+        ) -> dict[str, float]:
             looks.append(weights(model))
             return {"loss": last if len(looks) == 9 else 10.0 - len(looks)}
 

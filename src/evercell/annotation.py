@@ -193,7 +193,9 @@ def annotate(
             key_added: pd.Categorical(np.where(rejected, UNKNOWN, best), categories=[*model.types.names, UNKNOWN]),
             f"{key_added}_confidence": confidence,
             f"{key_added}_unknown_score": score.astype(np.float32),
-            f"{key_added}_ontology_term_id": pd.Categorical(np.where(rejected, "", ids[outputs.codes])),
+            f"{key_added}_ontology_term_id": pd.Categorical(
+                np.where(rejected, "", ids[outputs.codes]), categories=list(dict.fromkeys([*ids, ""]))
+            ),
         },
         index=counts.cells,
     )

@@ -23,6 +23,7 @@ from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
 from evercell.rejection import Outputs, Rejector
+from evercell.threads import threads_of
 from evercell.tokenizers import Tokenizer, View
 
 BATCH = 128  # cells a forward pass; fixed, so that a cell always meets the same arithmetic
@@ -71,12 +72,16 @@ class Annotator:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over genes, parts and weights (hex): two models with one fingerprint say the same."""
+        """SHA-256 over genes, parts, weights and bank (hex): two models with one fingerprint say the same."""
         digest = hashlib.sha256(self.vocabulary.digest().encode())
         digest.update(json.dumps(self.parts(), sort_keys=True).encode())
         for name, array in sorted(self.weights().items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(array).tobytes())
+        counts = self.bank.counts  # for queries of few genes the light parts are fitted on the bank
+        digest.update(counts.data.astype(np.float32).tobytes())
+        for positions in (counts.indices, counts.indptr, self.bank.codes):
+            digest.update(positions.astype(np.int64).tobytes())
         return digest.hexdigest()
 
     def parts(self) -> dict[str, Any]:
@@ -121,7 +126,7 @@ class Annotator:
         n_cells = view.counts.shape[0]
         representation = np.zeros((n_cells, self.backbone.width), dtype=np.float32)
         logits = np.zeros((n_cells, self.head.n_types), dtype=np.float32)
-        with torch.inference_mode():
+        with torch.inference_mode(), threads_of(self.backbone):
             for rows in _batches(np.diff(view.counts.indptr)):
                 states = self.backbone(self.tokenizer.tokenize(view.taken(rows)).to(self.device))
                 representation[rows] = states.float().cpu().numpy()

@@ -147,19 +147,19 @@ def run_demo(
 
     output = Path(output)
     training = load_example(TRAINED_ON)
-    about = describe(TRAINED_ON)
-    say(f"training on {TRAINED_ON}: {about.n_cells:,} cells, {about.n_genes:,} genes ({about.source})")
+    say(f"training on {_called(TRAINED_ON)}")
     model = train(
         training, groups="donor", settings=settings, seed=seed, names=[TRAINED_ON], device=device, shown=shown
     )
     output.mkdir(parents=True, exist_ok=True)
     save(model, output / "model", overwrite=True)
+    linear = _linear_baseline(model, training, seed=seed)
     scores = []
     for name in UNSEEN:
         cells = load_example(name)
-        say(f"annotating {name}: {cells.n_obs:,} cells ({describe(name).source})")
+        say(f"annotating {_called(name)}")
         result = annotate(model, cells, name=name, model_name="model", device=device, shown=shown)
-        scores.append(_scores(model, cells, result, study=name))
+        scores.append(_scores(cells, result, linear(cells), study=name))
         if name == UNSEEN[0]:
             result.write_into(cells)
             write_cells(cells, output / "annotated.h5ad")
@@ -169,17 +169,23 @@ def run_demo(
     return Demo(output, tuple(scores), model.ledger.stages[-1].facts["metrics"])
 
 
-def _scores(model: Annotator, cells: AnnData, result: Annotation, *, study: str) -> StudyScores:
-    """Scores of one study, the model beside its linear member alone."""
+def _called(name: str) -> str:
+    """Name, size and publication of an example."""
+    about = describe(name)
+    return f"{name}: {about.n_cells:,} cells, {about.n_genes:,} genes ({about.source.split(';')[0]})"
+
+
+def _scores(cells: AnnData, result: Annotation, linear_labels: np.ndarray, *, study: str) -> StudyScores:
+    """Scores of one study."""
     import numpy as np
 
     from evercell.evaluation import evaluate
 
     truth = _coarse(cells.obs["cell_type"].astype(str).to_numpy())
-    known = np.isin(truth, _coarse(np.asarray(model.types.names, dtype=object)))
+    known = np.isin(truth, _coarse(np.asarray(result.types, dtype=object)))
     rejected = result.labels == "Unknown"
     found = evaluate(truth[known], _coarse(result.best_labels)[known])
-    linear = evaluate(truth[known], _coarse(_linear_labels(model, cells))[known])
+    linear = evaluate(truth[known], _coarse(linear_labels)[known])
     return StudyScores(
         study=study,
         known_cells=int(known.sum()),
@@ -193,8 +199,8 @@ def _scores(model: Annotator, cells: AnnData, result: Annotation, *, study: str)
     )
 
 
-def _linear_labels(model: Annotator, cells: AnnData) -> np.ndarray:
-    """What the linear baseline calls each cell (B,)."""
+def _linear_baseline(model: Annotator, training: AnnData, *, seed: int) -> Callable[[AnnData], np.ndarray]:
+    """Logistic regression on the cells that the model was trained on; cells (B) -> names of types (B,)."""
     import numpy as np
 
     from evercell.cells import find_counts
@@ -202,15 +208,15 @@ def _linear_labels(model: Annotator, cells: AnnData) -> np.ndarray:
     from evercell.linear import fit_linear
     from evercell.tokenizers import View
 
-    counts = find_counts(cells)
-    alignment = align(counts.genes, model.vocabulary)
-    view = View.whole(alignment.apply(counts.to_csr()), alignment.measured)
-    linear = model.linear
-    if linear is None:  # a model without a linear member: the baseline is fitted on its example bank
-        linear = fit_linear(model.bank.counts, model.bank.codes, n_types=len(model.types))
+    def view(cells: AnnData) -> View:
+        counts = find_counts(cells)
+        alignment = align(counts.genes, model.vocabulary)
+        return View.whole(alignment.apply(counts.to_csr()), alignment.measured)
+
+    codes = model.types.codes(training.obs["cell_type"].astype(str))
+    linear = fit_linear(view(training).counts, codes, n_types=len(model.types), seed=seed)
     names = np.asarray(model.types.names, dtype=object)
-    found: np.ndarray = names[linear.log_proba(view).argmax(axis=1)]
-    return found
+    return lambda cells: names[linear.log_proba(view(cells)).argmax(axis=1)]
 
 
 def _coarse(labels: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from evercell.ledger import Ledger
 from evercell.linear import LinearModel, fit_linear, linear_member
 from evercell.progress import progress
 from evercell.rejection import REJECTORS, Rejector
+from evercell.threads import threads_of
 from evercell.tokenizers import TOKENIZERS, Tokenizer, View
 from evercell.training import History, TrainingSettings, choose_device, fit, seeded
 from evercell.training_cells import Study, TrainingCells, gather, read_study, vocabulary_of
@@ -348,7 +349,7 @@ class _Maker:
             validate = _validation(model, held_out)
         module = nn.ModuleDict({"backbone": model.backbone, "head": model.head})
         words = "training" if held_out is not None else "training on all cells"
-        with progress(words, shown=self.shown) as step:
+        with progress(words, shown=self.shown) as step, threads_of(model.backbone):
             return fit(
                 module,
                 loss,

@@ -101,8 +101,10 @@ class MaskedExpressionHead(nn.Module):
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(2 * width)
-        self.network = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, n_bins))
+        # Each by itself: gene embeddings are small at first, and beside the answers would not be seen.
+        self.norm_genes = nn.LayerNorm(width)
+        self.norm_answer = nn.LayerNorm(width)
+        self.network = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, n_bins))
 
     def forward(self, backbone: Backbone, tokens: TokenBatch, asked: Tensor) -> Tensor:
         """Logits over bins (B, Q, n_bins) for the gene codes `asked` (B, Q)."""
@@ -110,7 +112,9 @@ class MaskedExpressionHead(nn.Module):
 
     def decoded(self, states: Tensor, mask: Tensor | None, genes: Tensor) -> Tensor:
         """Logits (B, Q, n_bins) from states (B, S, D), their mask (B, S) and embeddings of genes (B, Q, D)."""
+        genes = self.norm_genes(genes)
         bias = None if mask is None else mask[:, None, :]
         answer = F.scaled_dot_product_attention(self.query(genes), self.key(states), self.value(states), attn_mask=bias)
-        logits: Tensor = self.network(self.norm(torch.cat([answer, genes], dim=-1)))
+        answer = self.norm_answer(answer)
+        logits: Tensor = self.network(torch.cat([answer, genes, answer * genes], dim=-1))
         return logits

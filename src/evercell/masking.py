@@ -218,7 +218,8 @@ class Levels:
         Their sum takes gene and depth as independent. `zeros` unexpressed genes are asked for to each expressed one.
         """
         scale = np.ones(LEVELS)
-        scale[0] = zeros * self.genes[:, 1:].sum() / max(self.genes[:, 0].sum(), 1.0)
+        # Genes are drawn to be asked as unexpressed, and are not asked if the cell expresses them.
+        scale[0] = zeros * self.genes[:, 1:].sum() / max(self.genes.sum(), 1.0)
         genes, units = self.genes * scale, self.units * scale
         overall = (genes.sum(axis=0) + 1.0) / (genes.sum() + LEVELS)
 

@@ -34,6 +34,7 @@ from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.masking import Levels, MaskedExpression, Masking, Question, mask_code
 from evercell.progress import progress
+from evercell.threads import threads_of
 from evercell.tokenizers import TOKENIZERS, Tokenizer
 from evercell.training import TrainingSettings, choose_device, fit, seeded
 from evercell.unlabelled_cells import (
@@ -171,7 +172,8 @@ def pretrain(
         It embeds cells and is a base for `train`; it has no types. The ledger holds the share of hidden expressed genes
         of held-out cells whose bin is found (``masked_accuracy``), beside what is had without a model: each gene's
         most frequent bin among training cells (``trivial_accuracy``), and the likeliest by gene and depth of the cell
-        (``trivial_depth_accuracy``). All three know that the gene is expressed.
+        (``trivial_depth_accuracy``). All three know that the gene is expressed; ``masked_presence`` is the share of
+        genes asked for that are rightly said to be expressed or not, beside ``trivial_depth_presence``.
 
     Raises
     ------
@@ -214,7 +216,7 @@ def pretrain(
     if folder is not None:
         _claim(folder, facts)
     log = _Log(folder, objective, validate)
-    with progress("pretraining", shown=shown) as step:
+    with progress("pretraining", shown=shown) as step, threads_of(model.backbone):
 
         def on_step(done: int, steps: int, loss: float) -> None:
             log.step = done
@@ -276,7 +278,7 @@ def _new(vocabulary: GeneVocabulary, settings: PretrainingSettings, base: Annota
         if base is not None:
             tokenizer, backbone = base.tokenizer, copy.deepcopy(base.backbone).requires_grad_(True)
         else:
-            backbone = BACKBONES[settings.backbone](  # type: ignore[call-arg]
+            backbone = BACKBONES[settings.backbone](
                 len(vocabulary), n_bins=tokenizer.n_bins, **settings.backbone_settings
             )
         head = GrowingHead(backbone.width, 0)
@@ -343,35 +345,37 @@ def _validation(objective: _Objective, held_out: UnlabelledCells, seed: int) -> 
     usual = torch.from_numpy(objective.levels.usual())
     with torch.random.fork_rng():
         untrained = MaskedExpression(objective.model.backbone, objective.levels, masking.zeros)
-    questions, trivial = [], []
+    questions, of_gene, of_depth = [], [], []
     for study, counts in held_out.spread(VALIDATION_CELLS):
         for start in range(0, counts.shape[0], BATCH):
             part = counts[start : start + BATCH]
             view = whole.view(part, held_out.measured[study], rng)
             question = masking.ask(view, part, objective.model.tokenizer, rng)
-            expressed = question.bins > 0
-            of_gene, of_depth = usual[question.genes], untrained.known(question)[..., 1:].argmax(dim=-1) + 1
             questions.append(question)
-            trivial.append(torch.stack([of_gene == question.bins, of_depth == question.bins])[:, expressed])
-    found = torch.cat(trivial, dim=1).float().mean(dim=1)
+            of_gene.append((usual[question.genes] == question.bins)[question.bins > 0])
+            of_depth.append(untrained.known(question)[question.bins >= 0].detach())
+    bins = torch.cat([question.bins[question.bins >= 0] for question in questions])
+    trivial = {f"trivial_depth_{name}": value for name, value in _judged(torch.cat(of_depth), bins).items()}
+    trivial["trivial_accuracy"] = float(torch.cat(of_gene).float().mean())
 
     def validate() -> dict[str, float]:
-        loss = answers = hits = expressed = 0.0
-        for question in questions:
-            logits = objective.answers(question)
-            asked, shown = question.bins >= 0, question.bins > 0
-            loss += float(F.cross_entropy(logits[asked], question.bins[asked], reduction="sum"))
-            # As the trivial answers do, this one knows that the gene is expressed.
-            hits += float((logits[shown][:, 1:].argmax(dim=1) + 1 == question.bins[shown]).sum())
-            answers, expressed = answers + float(asked.sum()), expressed + float(shown.sum())
-        return {
-            "loss": loss / max(answers, 1.0),
-            "masked_accuracy": hits / max(expressed, 1.0),
-            "trivial_accuracy": float(found[0]),
-            "trivial_depth_accuracy": float(found[1]),
-        }
+        logits = torch.cat([objective.answers(question)[question.bins >= 0] for question in questions])
+        found = _judged(logits, bins)
+        return {"loss": found.pop("loss"), **{f"masked_{name}": value for name, value in found.items()}, **trivial}
 
     return validate
+
+
+def _judged(logits: Tensor, bins: Tensor) -> dict[str, float]:
+    """Figures of the answers (Q, levels) to the bins (Q,); the accuracy is that among expressed genes."""
+    expressed = bins > 0
+    level = logits[expressed][:, 1:].argmax(dim=1) + 1
+    present = logits[:, 0] < logits[:, 1:].logsumexp(dim=1)
+    return {
+        "loss": float(F.cross_entropy(logits, bins)),
+        "accuracy": float((level == bins[expressed]).float().mean()),
+        "presence": float((present == expressed).float().mean()),
+    }
 
 
 def _claim(folder: Path, facts: Mapping[str, Any]) -> None:

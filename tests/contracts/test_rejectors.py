@@ -139,3 +139,15 @@ def test_one_cell_a_type_is_enough_to_fit(rejector: Rejector) -> None:
     alone = type(rejector).fitted(outputs_of(MEANS), np.arange(N_TYPES)).calibrated(known(100, seed=2)[0])
     assert np.isfinite(alone.score(known(50, seed=3)[0])).all()
     assert np.isfinite(alone.threshold(0.05))
+
+
+def test_a_wide_representation_scores_to_the_last_bit_too(rejector: Rejector) -> None:
+    """Matrix products of 192 columns are summed in another order for one cell than for many."""
+    rng = np.random.default_rng(10)
+    x = rng.normal(size=(400, 192)).astype(np.float32)
+    log_proba = log_softmax(3 * rng.normal(size=(400, N_TYPES)), axis=1).astype(np.float32)
+    outputs = Outputs(x, log_proba, log_proba)
+    wide = type(rejector).fitted(outputs, outputs.codes).calibrated(outputs)
+    score = wide.score(outputs)
+    for rows in (*np.arange(40)[:, None], np.array([3, 399]), np.arange(50, 113)):
+        np.testing.assert_array_equal(wide.score(taken(outputs, rows)), score[rows])

@@ -126,3 +126,16 @@ def test_the_name_is_the_registered_one_and_counts_stay(tokenizer: Tokenizer, vi
     tokenizer.tokenize(view)
     assert type(tokenizer) is TOKENIZERS[tokenizer.name]
     assert (before != view.counts).nnz == 0
+
+
+def test_values_are_the_published_ones() -> None:
+    """By hand: counts 1, 3, 96 of 100 are 100, 300, 9,600 of 10,000; log2 of 101, 301, 9,601 is 6.7, 8.2, 13.2."""
+    view = View.whole(csr_matrix(np.array([[1, 3, 0, 96]], dtype=np.float32)))
+    values = TOKENIZERS["values"]().tokenize(view).values[0]
+    np.testing.assert_allclose(values, np.log([101, 301, 9601]), rtol=1e-6)
+    assert TOKENIZERS["bins"]().tokenize(view).values[0].tolist() == [5, 5, 5]
+    deep = View(view.counts, np.array([4000.0], dtype=np.float32), view.measured)  # 2.5, 7.5, 240 of 10,000
+    assert TOKENIZERS["bins"]().tokenize(deep).values[0].tolist() == [1, 3, 5]
+    assert TOKENIZERS["bins"](zeros=True).tokenize(deep).values[0].tolist() == [1, 3, 0, 5]
+    shallow = View(view.counts, np.array([40_000.0], dtype=np.float32), view.measured)  # 0.25: below the first bin
+    assert TOKENIZERS["bins"]().tokenize(shallow).values[0].tolist() == [1, 1, 4]

@@ -21,6 +21,8 @@ class Backbone(nn.Module, ABC):
     name: ClassVar[str]
     gene_embedding: nn.Embedding
     width: int
+    threaded: ClassVar[bool] = False
+    """Whether the backbone spreads its own work over the cores of the CPU (see `threads`)."""
     members: int = 1
     """Networks that are trained side by side, each on its own loss; equal parts of the representation are theirs."""
 

@@ -40,6 +40,7 @@ class LatentBackbone(Backbone):
     """
 
     name: ClassVar[str] = "latent"
+    threaded: ClassVar[bool] = True
 
     def __init__(
         self,

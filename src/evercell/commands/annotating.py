@@ -56,6 +56,10 @@ def annotate(
     empty_cells: Annotated[
         str, typer.Option("--empty-cells", metavar="error|keep", help="keep: a cell without counts is called Unknown.")
     ] = "error",
+    adapt: Annotated[
+        bool,
+        typer.Option("--adapt/--no-adapt", help="Fit the linear member again where FILE lacks genes it leans on."),
+    ] = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -90,6 +94,7 @@ def annotate(
         adata,
         reject=reject,
         key_added=key_added,
+        adapt=adapt,
         layer=layer,
         species=species,
         gene_column=gene_column,

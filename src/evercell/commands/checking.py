@@ -21,13 +21,14 @@ def demo(
         Path, typer.Option("--output", metavar="DIR", help="Folder for the model, the labels and the report.")
     ] = Path("evercell-demo"),
     seed: Seed = 0,
-    samples: Annotated[int | None, typer.Option("--samples", hidden=True)] = None,
+    samples: Annotated[int | None, typer.Option("--samples", hidden=True, help="Training cells, for tests.")] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train on packaged cells and label others.
 
-    Real cells of the human pancreas: a model is trained on one study and labels three that it has not seen. Takes less than two minutes on two cores and no network.
+    Real cells of the human pancreas: a model is trained on one study and labels three that it has not seen. Takes less
+    than two minutes on two cores and no network.
     """
     from dataclasses import replace
 
@@ -77,7 +78,7 @@ def doctor(
         lines.append(f"{one.level:<9}{one.subject}: {one.message}")
         if one.mend:
             lines.append(f"{'':<9}  -> {one.mend}")
-    lines.append(f"{errors} errors, {warnings} warnings" if errors or warnings else "nothing to mend")
+    lines.append(f"errors: {errors}, warnings: {warnings}" if errors or warnings else "nothing to mend")
     data = {"ok": not errors, "errors": errors, "warnings": warnings, "findings": [vars(one) for one in findings]}
     console.result("\n".join(lines), data, as_json=as_json)
     if errors:

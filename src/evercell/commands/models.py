@@ -44,7 +44,7 @@ def load_model(name: str, console: Console) -> Annotator:
     model = load(path)
     genes = f"{len(model.vocabulary):,} {model.vocabulary.species} genes"
     console.note(f"`{path}`: {len(model.types):,} cell types, {genes}")
-    console.detail(f"fingerprint {model.fingerprint}, {model.backbone.name} backbone, {len(model.ledger)} stages")
+    console.detail(f"fingerprint {model.fingerprint}, {model.backbone.name} backbone, stages: {len(model.ledger)}")
     return model
 
 
@@ -123,7 +123,7 @@ def verify(context: typer.Context, directory: Directory, as_json: Json = False) 
         console.result(f"{path}: not as it was written", {"ok": False, "error": error.message}, as_json=as_json)
         raise typer.Exit(1) from error
     facts = {"ok": True, "fingerprint": model.fingerprint, "stages": len(model.ledger), "head": model.ledger.head}
-    parts = f"{len(FILES)} files, {len(model.ledger)} stages, fingerprint {model.fingerprint}"
+    parts = f"files: {len(FILES)}, stages: {len(model.ledger)}, fingerprint: {model.fingerprint}"
     text = f"{path}: as it was written\n  {parts}"
     console.result(text, facts, as_json=as_json)
 

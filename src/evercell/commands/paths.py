@@ -42,10 +42,9 @@ def check_model_output(path: Path, *, overwrite: bool) -> None:
     """Whether a model can be written, said before a long run rather than after it."""
     from evercell.checkpoint import is_model
 
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not (overwrite and (is_model(path) or empty)):
-        mend = ", or pass --overwrite to replace it" if is_model(path) or empty else ""
-        what = "" if is_model(path) or empty else ", and is no model"
+    model_there = is_model(path)
+    if path.exists() and not (model_there and overwrite) and not (path.is_dir() and not any(path.iterdir())):
+        what, mend = ("", ", or pass --overwrite to replace it") if model_there else (", and is no model", "")
         raise ModelError(f"`{path}` is already there{what}", hint=f"choose another --output{mend}")
     check_parent(path, "--output")
 

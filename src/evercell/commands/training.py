@@ -15,7 +15,7 @@ from evercell.commands.console import Console, examples, table
 from evercell.commands.models import load_model, score_table, training_facts
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
 from evercell.commands.paths import check_file_output, check_model_output, file_names, read_file
-from evercell.errors import LabelsError, SettingsError
+from evercell.errors import SettingsError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,13 +95,12 @@ def train(
     names = file_names(files)
     given = asked.model(console)
     adatas = [read_file(file, console, layer=layer) for file in files]
-    groups = group_column(adatas, names, donor=donor, batch=batch)
     if donor is not None and batch is not None:
         console.note(f"whole donors (`{donor}`) are held out; the batches in `{batch}` are not needed")
     model = train_model(
         adatas,
         labels,
-        groups=groups,
+        groups=donor if donor is not None else batch,
         base=given,
         settings=settings,
         seed=seed,
@@ -301,21 +300,6 @@ def training_report(model: Annotator, cells: AnnData, path: Path, console: Conso
     training = training_facts(model.ledger.stages[-1].facts)
     write_report(cells, path, title="Training report", training=training, warnings=[seen])
     console.note(f"report: {path}")
-
-
-def group_column(
-    adatas: Sequence[AnnData], names: Sequence[str], *, donor: str | None, batch: str | None
-) -> str | None:
-    """Column of the groups that are held out whole. A file may lack it if another one has it."""
-    key = donor if donor is not None else batch
-    if key is None or any(key in adata.obs for adata in adatas):
-        return key
-    option = "--donor" if donor is not None else "--batch"
-    columns = ", ".join(f"`{column}`" for column in dict.fromkeys(str(c) for adata in adatas for c in adata.obs))
-    raise LabelsError(
-        f"{', '.join(f'`{name}`' for name in names)}: no column `{key}` in obs; columns: {columns or 'none'}",
-        hint=f"name the column with {option}, or leave it out",
-    )
 
 
 def joined_cells(adatas: Sequence[AnnData], names: Sequence[str], *, layer: str | None) -> AnnData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -245,7 +246,7 @@ def methods(
     if sentence := coverage_sentence(overview):
         lines.append(sentence)
     threshold = settings.get("threshold")
-    if isinstance(threshold, int | float):
+    if isinstance(threshold, int | float) and math.isfinite(threshold):  # infinite where nothing is rejected
         lines.append(
             f"Cells with an unknown score above {threshold:.4g} were labelled Unknown ({overview.n_unknown:,})."
         )

@@ -139,7 +139,7 @@ def _contents(
         plots["confidence"] = figures.histogram(values, rejected, name="confidence", limits=(0.0, 1.0))
     if "unknown" in cells and np.isfinite(cells["unknown"]).any():
         values, threshold = cells["unknown"].to_numpy(), settings.get("threshold")
-        line = float(threshold) if isinstance(threshold, int | float | np.number) else None
+        line = float(threshold) if isinstance(threshold, int | float | np.number) and np.isfinite(threshold) else None
         marks = [np.nanmin(values), np.nanmax(values), *([] if line is None else [line])]
         limits = (float(min(marks)), float(max(marks)) + 1e-6)
         plots["unknown"] = figures.histogram(values, rejected, name="unknown score", limits=limits, line=line)
