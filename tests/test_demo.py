@@ -37,6 +37,7 @@ def test_everything_that_the_table_names_is_there(demo: Demo) -> None:
     for name in ("model", "annotated.h5ad", "labels.csv", "report.html"):
         assert str(demo.output / name) in table
     assert load(demo.output / "model").types.names[0] == "acinar"
+    assert "linear baseline" in (demo.output / "model" / "MODEL_CARD.md").read_text()
     page = (demo.output / "report.html").read_text()
     assert "Human pancreas: a study that was not trained on" in page
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evercell.examples import describe, load_example
+from evercell.model_card import model_card, training_facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +153,7 @@ def run_demo(
         training, groups="donor", settings=settings, seed=seed, names=[TRAINED_ON], device=device, shown=shown
     )
     output.mkdir(parents=True, exist_ok=True)
-    save(model, output / "model", overwrite=True)
+    save(model, output / "model", card=model_card(model), overwrite=True)
     linear = _linear_baseline(model, training, seed=seed)
     scores = []
     for name in UNSEEN:
@@ -165,7 +166,8 @@ def run_demo(
             write_cells(cells, output / "annotated.h5ad")
             write_table(result.obs.assign(cell_type=cells.obs["cell_type"]).rename_axis("cell"), output / "labels.csv")
             title = "Human pancreas: a study that was not trained on"
-            write_report(cells, output / "report.html", truth="cell_type", title=title)
+            trained = training_facts(model.ledger.stages[-1].facts)
+            write_report(cells, output / "report.html", truth="cell_type", title=title, training=trained)
     return Demo(output, tuple(scores), model.ledger.stages[-1].facts["metrics"])
 
 

@@ -3,14 +3,10 @@
 The same sums as two tensor operations would need a copy of the gene embeddings for every token, (B, L, D); these loops
 read each embedding where it lies. A cell's result does not depend on the other cells of the batch or on padding, to the
 last bit. Threads share out cells or members, never the terms of one sum, so their number changes nothing either.
-They are plain threads: numba's own would set the number of OpenMP threads of all of torch, and two callers at once
-would end the process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -18,18 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_THREADS = 8  # a batch has a few milliseconds of work
-
-
-def shared_out(n: int, work: Callable[[int, int], None]) -> None:
-    """Call ``work(start, stop)`` on parts of ``range(n)``, one part a thread, as many as torch may use."""
-    n_threads = min(torch.get_num_threads(), MOST_THREADS, n)
-    if n_threads <= 1:
-        work(0, n)
-        return
-    bounds = np.linspace(0, n, n_threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(work, bounds[:-1], bounds[1:]))
+from evercell.threads import shared_out
 
 
 @numba.njit(cache=True, nogil=True)

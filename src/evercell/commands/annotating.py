@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evercell.commands.console import Console, examples
-from evercell.commands.models import load_model, model_folder, training_facts
+from evercell.commands.models import load_model, model_folder
 from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Labelled, Layer, Model, Report, Species
 from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, is_table, read_file
 from evercell.errors import LabelsError, SettingsError
+from evercell.model_card import training_facts
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evercell.commands.console import Console, examples, table
+from evercell.commands.console import Console, examples
 from evercell.commands.options import Json
 from evercell.errors import ModelError
+from evercell.model_card import score_table
 
 if TYPE_CHECKING:
     from evercell.annotator import Annotator
@@ -46,36 +47,6 @@ def load_model(name: str, console: Console) -> Annotator:
     console.note(f"`{path}`: {len(model.types):,} cell types, {genes}")
     console.detail(f"fingerprint {model.fingerprint}, {model.backbone.name} backbone, stages: {len(model.ledger)}")
     return model
-
-
-def training_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage of the ledger as `write_report` takes it."""
-    metrics = facts.get("metrics") or {}
-    if "model" not in metrics:
-        return {}
-    held_out = facts.get("held_out") or {}
-    split = f"{held_out.get('cells', 0):,} cells were held out"
-    if held_out.get("groups"):
-        split += f", all of {', '.join(held_out['groups'])}"
-    curve = [
-        {"step": row["step"], "loss": row["loss"], "validation": row.get("held_out_loss")}
-        for row in facts.get("history", [])
-    ]
-    per_type = [{"type": name, **row} for name, row in metrics["model"].get("per_type", {}).items()]
-    found = {"split": f"{split}.", "model": metrics["model"], "curve": curve, "per_type": per_type}
-    return found | ({"linear": metrics["linear"]} if "linear" in metrics else {})
-
-
-def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Figures on held-out cells: the model, then its transformer alone and the linear baseline."""
-    columns = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
-    words = {"model": "evercell", "transformer": "transformer alone", "linear": "linear baseline"}
-    rows = [
-        [word, *("" if (value := metrics[name].get(one)) is None else f"{value:.3f}" for one in columns)]
-        for name, word in words.items()
-        if name in metrics
-    ]
-    return table(["", *(name.replace("_", " ") for name in columns)], rows)
 
 
 def log(context: typer.Context, directory: Directory, as_json: Json = False) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from evercell.commands.console import Console, examples, table
-from evercell.commands.models import load_model, score_table, training_facts
+from evercell.commands.console import Console, examples
+from evercell.commands.models import load_model
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
 from evercell.commands.paths import check_file_output, check_model_output, file_names, read_file
 from evercell.errors import SettingsError
+from evercell.model_card import model_card, score_table, table, training_facts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -254,7 +255,6 @@ class _Run:
     def saved(self, model: Annotator) -> Mapping[str, Any]:
         """Write the model, say what was done to the data, and return the facts of its last stage."""
         from evercell.checkpoint import save
-        from evercell.commands.card import model_card
         from evercell.labels import listed
 
         save(model, self.output, card=model_card(model), overwrite=self.overwrite)

@@ -1,12 +1,11 @@
-"""``MODEL_CARD.md``: what a model is, for those who find it without its makers."""
+"""What a run says of its model: its figures, and ``MODEL_CARD.md`` for those who find it without its makers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evercell import __version__
-from evercell.commands.models import score_table, training_facts
 
 if TYPE_CHECKING:
     from evercell.annotator import Annotator
@@ -49,3 +48,43 @@ def model_card(model: Annotator) -> str:
         "- Not for diagnosis.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def training_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage of the ledger as `write_report` takes it."""
+    metrics = facts.get("metrics") or {}
+    if "model" not in metrics:
+        return {}
+    held_out = facts.get("held_out") or {}
+    split = f"{held_out.get('cells', 0):,} cells were held out"
+    if held_out.get("groups"):
+        split += f", all of {', '.join(held_out['groups'])}"
+    curve = [
+        {"step": row["step"], "loss": row["loss"], "validation": row.get("held_out_loss")}
+        for row in facts.get("history", [])
+    ]
+    per_type = [{"type": name, **row} for name, row in metrics["model"].get("per_type", {}).items()]
+    found = {"split": f"{split}.", "model": metrics["model"], "curve": curve, "per_type": per_type}
+    return found | ({"linear": metrics["linear"]} if "linear" in metrics else {})
+
+
+def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Figures on held-out cells: the model, then its transformer alone and the linear baseline."""
+    columns = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+    words = {"model": "evercell", "transformer": "transformer alone", "linear": "linear baseline"}
+    rows = [
+        [word, *("" if (value := metrics[name].get(one)) is None else f"{value:.3f}" for one in columns)]
+        for name, word in words.items()
+        if name in metrics
+    ]
+    return table(["", *(name.replace("_", " ") for name in columns)], rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text under a header, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
