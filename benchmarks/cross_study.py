@@ -58,21 +58,40 @@ PACKAGES = {
 
 
 def evercell_method(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int = 0) -> Prediction:
-    """evercell, trained from the studies as they are; the best label of every cell is scored, rejected or not."""
+    """evercell, trained from the studies as they are; the best label of every cell is scored, rejected or not.
+
+    Tasks with the same training cells share one model a seed, kept in the folder `MODELS` of the environment where that
+    is set; the seconds of its training are kept beside it.
+    """
+    import hashlib
+    import json
     import time
 
     import evercell
 
+    described = [(str(cells.obs["study"].iloc[0]), cells.shape, sorted(cells.obs["group"].unique())) for cells in train]
+    described += [sorted(cells.obs["label"].unique()) for cells in train]
+    key = hashlib.sha256(repr((described, seed)).encode()).hexdigest()[:16]
+    kept = Path(os.environ["MODELS"]) / key if "MODELS" in os.environ else None
+    if kept is not None and kept.is_dir():
+        model = evercell.load(kept)
+        trained = json.loads(kept.with_suffix(".json").read_text())
+    else:
+        start = time.perf_counter()
+        model = evercell.train(list(train), labels="label", groups="group", seed=seed, shown=False)
+        trained = time.perf_counter() - start
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.with_suffix(".json").write_text(json.dumps(trained))
+            evercell.save(model, kept)
     start = time.perf_counter()
-    model = evercell.train(list(train), labels="label", groups="group", seed=seed, shown=False)
-    trained = time.perf_counter()
     result = evercell.annotate(model, test, shown=False)
-    annotated = time.perf_counter()
+    annotated = time.perf_counter() - start
     return Prediction(
         labels=np.asarray(result.best_labels, dtype=object),
         confidence=result.obs["evercell_confidence"].to_numpy(),
-        seconds_train=trained - start,
-        seconds_annotate=annotated - trained,
+        seconds_train=trained,
+        seconds_annotate=annotated,
         rejected=(result.obs["evercell"].astype(str) == "Unknown").to_numpy(),
         unknown_score=result.obs["evercell_unknown_score"].to_numpy(),
     )
@@ -222,6 +241,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--again", action="store_true", help="run what is in the file already, too; the new row counts")
     parser.add_argument("--threads", type=int, default=1, help="threads each run may use")
+    parser.add_argument(
+        "--models", type=Path, help="keep evercell's models here, for tasks with the same training cells"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -240,6 +262,7 @@ def main() -> int:
         "OMP_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        **({"MODELS": str(options.models)} if options.models else {}),
     }
     failed = []
     for method in options.methods:

@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py [--cells 12000] [--repeats 3] [--threads 2]
 
-Models are trained on pbmc4k_labelled; the query is pbmc8k_labelled, its cells repeated up to the asked-for number, written
-gzipped as most files are. Each tool runs in a process of its own, so that its peak memory is its own; imports and the
-loading of the model are left out of the time, reading and writing the file are not. The tools take turns, `--repeats`
-times, and the median is printed, with the ratio to evercell, because machines are noisy.
+Models are trained on pbmc4k_labelled; the query is pbmc8k_labelled, its cells repeated up to the asked-for number,
+written gzipped as most files are. Each tool runs in a process of its own, so that its peak memory is its own; imports
+and the loading of the model are left out of the time, reading and writing the file are not. The tools take turns,
+`--repeats` times, and the median is printed, with the ratio to evercell, because machines are noisy.
 
 The forward pass is timed on counts in memory: `latent` on all expressed genes, `performer` in scBERT's size (width 200,
 depth 6, 10 heads) on CANAL's 1,000 variable genes and on 16,906 genes.

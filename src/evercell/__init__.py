@@ -10,6 +10,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from evercell.annotation import Annotation as Annotation
+    from evercell.annotation import annotate as annotate
+    from evercell.annotation import embed as embed
+    from evercell.annotator import Annotator as Annotator
+    from evercell.cells import read_cells as read_cells
+    from evercell.cells import write_cells as write_cells
+    from evercell.checkpoint import load as load
+    from evercell.checkpoint import save as save
+    from evercell.errors import EvercellError as EvercellError
+    from evercell.evaluation import evaluate as evaluate
+    from evercell.examples import load_example as load_example
+    from evercell.finetuning import ModelSettings as ModelSettings
+    from evercell.finetuning import train as train
+    from evercell.pretraining import pretrain as pretrain
+    from evercell.reporting import write_report as write_report
+
 __version__ = "0.1.0"
 
 # Public name -> module. Looked up when first asked for, so that importing evercell imports nothing heavy.
@@ -31,20 +48,6 @@ _PUBLIC = {
     "write_report": "reporting",
 }
 
-__all__ = sorted([*_PUBLIC, "__version__"])
-
-if TYPE_CHECKING:
-    from evercell.annotation import Annotation, annotate, embed
-    from evercell.annotator import Annotator
-    from evercell.cells import read_cells, write_cells
-    from evercell.checkpoint import load, save
-    from evercell.errors import EvercellError
-    from evercell.evaluation import evaluate
-    from evercell.examples import load_example
-    from evercell.finetuning import ModelSettings, train
-    from evercell.pretraining import pretrain
-    from evercell.reporting import write_report
-
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
@@ -53,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*_PUBLIC, "__version__"])

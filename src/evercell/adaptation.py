@@ -1,9 +1,9 @@
 """Fit the linear member again on the genes that a query measured.
 
-A targeted panel, or a study of 2,000 deposited genes, lacks much of what the linear member leans on, and counts normalised
-over what is left are on another scale. The transformer met random panels in training; the linear member is fitted again on
-the example bank, seen through the query's genes. Only the query's list of genes is used, none of its cells, so a cell's
-annotation still does not depend on other cells.
+A targeted panel, or a study of 2,000 deposited genes, lacks much of what the linear member leans on, and counts
+normalised over what is left are on another scale. The transformer met random panels in training; the linear member is
+fitted again on the example bank, seen through the query's genes. Only the query's list of genes is used, none of its
+cells, so a cell's annotation still does not depend on other cells.
 
 Fitting the transformer's head again in the same way was tried and gave no gain (docs/log.md).
 """

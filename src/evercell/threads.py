@@ -40,8 +40,8 @@ def threads_of(backbone: Backbone) -> Iterator[None]:
 def shared_out(n: int, work: Callable[[int, int], None]) -> None:
     """Call ``work(start, stop)`` on parts of ``range(n)``, one part a thread.
 
-    `work` must release the interpreter's lock. They are plain threads: numba's own would set the number of OpenMP threads of all of torch, and two callers at once
-    would end the process.
+    `work` must release the interpreter's lock. They are plain threads: numba's own would set the number of OpenMP
+    threads of all of torch, and two callers at once would end the process.
     """
     n_threads = min(_threads.get() or torch.get_num_threads(), MOST_THREADS, n)
     if n_threads <= 1:

@@ -171,7 +171,7 @@ def pretrain(
     words = {
         "masked_accuracy": "pretrained model",
         "trivial_accuracy": "most frequent bin of the gene",
-        "trivial_cell_accuracy": "most frequent bin of the cell",
+        "trivial_depth_accuracy": "likeliest bin by gene and depth",
     }
     rows = [[word, f"{metrics[name]:.3f}"] for name, word in words.items() if name in metrics]
     text = f"hidden genes of {facts['held_out']['cells']:,} held-out cells whose bin is found:\n"
