@@ -10,7 +10,7 @@ Fitting the transformer's head again in the same way was tried and gave no gain 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from evercell.tokenizers import View
 
 LOST = 0.1
 """Share of the bank's counts on genes that the query did not measure, from which on the model is fitted again."""
+
+HIGH = 0.9
+"""Quantile of the bank's unknown scores whose move the rejection thresholds follow."""
 
 
 def lost_share(model: Annotator, measured: np.ndarray) -> float:
@@ -36,28 +39,47 @@ def lost_share(model: Annotator, measured: np.ndarray) -> float:
 def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annotator:
     """The model with linear member, temperature and rejector fitted on the bank, seen through `measured` (G,).
 
-    Temperature and rejection threshold come from bank cells that the fit before them did not see: each half of the bank
-    is scored by a fit on the other. The bank is class-balanced, so every type is held to be equally common.
+    Temperature and thresholds are set on bank cells that the linear fit before them did not see. The bank is
+    class-balanced, so every type is held to be equally common. The rejection thresholds of the model come from held-out
+    cells that it no longer has; they move by as much as the scores of the bank's cells do.
     """
     counts = model.bank.counts.copy()
     counts.data = counts.data * measured[counts.indices]
     counts.eliminate_zeros()
-    view = View.whole(counts, measured)
-    cells = np.flatnonzero(view.totals > 0)
-    codes = model.bank.codes
-
-    def fitted(rows: np.ndarray, temperature: float = 1.0) -> Annotator:
-        linear = None
-        if model.linear is not None:
-            linear = linear_member(view.counts[rows], codes[rows], len(model.types), seed)
-        return replace(model, linear=linear, temperature=temperature)
-
-    one, other = np.array_split(np.random.default_rng(seed).permutation(cells), 2)
-    unseen = Outputs.joined([fitted(one).outputs(view.taken(other)), fitted(other).outputs(view.taken(one))])
-    temperature = best_temperature(unseen.log_proba, codes[np.concatenate([other, one])])
-    unseen = replace(unseen, log_proba=tempered(unseen.log_proba, temperature))
-    adapted = fitted(cells, temperature)
+    cells = np.flatnonzero(counts.getnnz(axis=1))
+    through = _Fit(model, View.whole(counts[cells], measured), model.bank.codes[cells], seed)
+    unseen = through.unseen()
+    adapted = through.fitted(np.arange(len(cells)), best_temperature(unseen.log_proba, through.codes))
     if model.rejector is None:
         return adapted
-    rejector = type(model.rejector).fitted(adapted.outputs(view.taken(cells)), codes[cells])
-    return replace(adapted, rejector=rejector.calibrated(unseen))
+    rejector = type(model.rejector).fitted(adapted.outputs(through.view), through.codes)
+    rejector = rejector.calibrated_as(model.rejector)
+    before = _Fit(model, View.whole(model.bank.counts[cells]), through.codes, seed).unseen()
+    after = replace(unseen, log_proba=tempered(unseen.log_proba, adapted.temperature))
+    before = replace(before, log_proba=tempered(before.log_proba, model.temperature))
+    moved = np.quantile(rejector.score(after), HIGH) - np.quantile(model.rejector.score(before), HIGH)
+    return replace(adapted, rejector=rejector.moved(float(moved)))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Fits of the linear member on bank cells, as seen in one view."""
+
+    model: Annotator
+    view: View
+    codes: np.ndarray
+    seed: int
+
+    def fitted(self, rows: np.ndarray, temperature: float = 1.0) -> Annotator:
+        """The model with its linear member, if it has one, fitted on some of the cells."""
+        linear = None
+        if self.model.linear is not None:
+            linear = linear_member(self.view.counts[rows], self.codes[rows], len(self.model.types), self.seed)
+        return replace(self.model, linear=linear, temperature=temperature)
+
+    def unseen(self) -> Outputs:
+        """Uncalibrated outputs of all cells; each half is scored by a fit on the other."""
+        halves = np.array_split(np.random.default_rng(self.seed).permutation(len(self.codes)), 2)
+        parts = [self.fitted(one).outputs(self.view.taken(other)) for one, other in (halves, halves[::-1])]
+        back = np.argsort(np.concatenate(halves[::-1]))
+        return Outputs.joined(parts).taken(back)

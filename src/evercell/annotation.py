@@ -157,11 +157,11 @@ def annotate(
     >>> result.probabilities.shape
     (50, 4)
     """
-    if model.rejector is None:
+    rejector = model.rejector
+    if rejector is None:
         raise ModelError(
             "this model is pretrained only: it knows no cell types", hint="`evercell train --from` it first"
         )
-    rejector = model.rejector
     rate = rejection_rate(reject)
     counts = find_counts(query, layer=layer, name=name, empty_cells=empty_cells)
     alignment = align(
@@ -171,6 +171,7 @@ def annotate(
     lost = lost_share(model, alignment.measured)
     adapted = adapt and lost >= LOST
     fitted = fitted_to(model, alignment.measured) if adapted else model
+    rejector = fitted.rejector or rejector
     parts: list[Outputs] = []
     empty: list[np.ndarray] = []
     with progress("annotating", shown=shown) as step:

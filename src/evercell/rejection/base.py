@@ -39,6 +39,10 @@ class Outputs:
             np.concatenate([part.log_proba for part in parts]),
         )
 
+    def taken(self, rows: np.ndarray) -> Outputs:
+        """Only the cells `rows`."""
+        return Outputs(self.representation[rows], self.logits[rows], self.log_proba[rows])
+
     @property
     def proba(self) -> np.ndarray:
         """Calibrated probabilities (B, K)."""
@@ -85,6 +89,10 @@ class Rejector(ABC):
     def calibrated_as(self, other: Self) -> Self:
         """The same rejector with the calibration of another, for a model trained again on all cells."""
         return type(self)({**self.arrays, **{name: other.arrays[name] for name in self.calibration}})
+
+    def moved(self, by: float) -> Self:
+        """The same rejector with every threshold moved by `by`."""
+        return type(self)({**self.arrays, "known_quantiles": self.arrays["known_quantiles"] + by})
 
     def threshold(self, rate: float) -> float:
         """Score above which a share `rate` of held-out known cells lay."""

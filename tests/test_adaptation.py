@@ -1,0 +1,68 @@
+"""Fitting the linear member again on the genes that a query measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import evercell as ec
+from evercell.adaptation import LOST, fitted_to, lost_share
+from evercell.annotator import Annotator
+from evercell.genes import align
+from evercell.testing import synthetic_cells
+
+
+@pytest.fixture(scope="module")
+def panel() -> object:
+    """Cells of another study that measured every third gene."""
+    return synthetic_cells(150, seed=5, study_shift=0.3)[:, ::3].copy()
+
+
+def measured_by(model: Annotator, panel) -> np.ndarray:  # type: ignore[no-untyped-def]
+    return align(panel.var, model.vocabulary).measured
+
+
+def test_lost_share_is_the_share_of_the_banks_counts_on_genes_that_are_missing(model: Annotator) -> None:
+    everything = np.ones(len(model.vocabulary), dtype=bool)
+    assert lost_share(model, everything) == pytest.approx(0.0, abs=1e-6)
+    assert lost_share(model, ~everything) == pytest.approx(1.0)
+    gene = int(np.argmax(model.bank.counts.sum(axis=0)))
+    without = everything.copy()
+    without[gene] = False
+    totals = np.asarray(model.bank.counts.sum(axis=1)).ravel()
+    by_hand = np.mean(model.bank.counts[:, [gene]].toarray().ravel() / totals)
+    assert lost_share(model, without) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_adapted_linear_member_leans_on_measured_genes_only(model: Annotator, panel) -> None:  # type: ignore[no-untyped-def]
+    measured = measured_by(model, panel)
+    adapted = fitted_to(model, measured)
+    assert adapted.linear is not None
+    assert model.linear is not None
+    assert not adapted.linear.weight[~measured].any()
+    assert model.linear.weight[~measured].any()
+    assert adapted.backbone is model.backbone  # the transformer stays
+
+
+def test_a_panel_is_told_and_labelled_well(model: Annotator, panel) -> None:  # type: ignore[no-untyped-def]
+    result = ec.annotate(model, panel)
+    truth = panel.obs["cell_type"].astype(str).to_numpy()
+    assert result.info["adapted"]
+    assert result.info["lost_share"] >= LOST
+    assert any("did not measure" in note for note in result.info["notes"])
+    assert np.mean(result.best_labels == truth) > 0.9
+    assert np.mean(result.labels == "Unknown") < 0.25
+
+
+def test_a_whole_transcriptome_is_not_adapted_and_adapt_can_be_switched_off(model: Annotator, panel) -> None:  # type: ignore[no-untyped-def]
+    assert not ec.annotate(model, synthetic_cells(40, seed=5)).info["adapted"]
+    assert not ec.annotate(model, panel, adapt=False).info["adapted"]
+
+
+def test_adapted_labels_depend_on_the_cell_alone(model: Annotator, panel) -> None:  # type: ignore[no-untyped-def]
+    whole = ec.annotate(model, panel)
+    part = ec.annotate(model, panel[20:31].copy())
+    np.testing.assert_array_equal(whole.probabilities[20:31], part.probabilities)
+    np.testing.assert_array_equal(
+        whole.obs["evercell_unknown_score"].to_numpy()[20:31], part.obs["evercell_unknown_score"].to_numpy()
+    )
