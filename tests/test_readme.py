@@ -14,7 +14,9 @@ from evercell.cli import app
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
-CODE = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)) + "\n".join(re.findall(r"^    .*$", TEXT, re.MULTILINE))
+FENCED = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+INDENTED = re.findall(r"^    .*$", TEXT, flags=re.MULTILINE)
+CODE = "\n".join([*FENCED, *INDENTED])
 COMMANDS = sorted({line.strip() for line in re.findall(r"^\s*(evercell [^\n#`]+)$", CODE, flags=re.MULTILINE)})
 
 
