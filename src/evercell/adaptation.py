@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evercell.annotator import Annotator, best_temperature, tempered
-from evercell.linear import linear_member
+from evercell.linear import LinearModel, linear_member
 from evercell.rejection import Outputs
 from evercell.tokenizers import View
 
 LOST = 0.1
 """Share of the bank's counts on genes that the query did not measure, from which on the model is fitted again."""
+
+WEIGHT = 2.0
+"""How much more than the transformer the refitted linear member counts; it has seen the query's genes and no others."""
 
 HIGH = 0.9
 """Quantile of the bank's unknown scores whose move the rejection thresholds follow."""
@@ -75,6 +78,7 @@ class _Fit:
         linear = None
         if self.model.linear is not None:
             linear = linear_member(self.view.counts[rows], self.codes[rows], len(self.model.types), self.seed)
+            linear = LinearModel(WEIGHT * linear.weight, WEIGHT * linear.bias)
         return replace(self.model, linear=linear, temperature=temperature)
 
     def unseen(self) -> Outputs:

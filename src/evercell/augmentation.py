@@ -42,7 +42,7 @@ class Augmentation:
     gene_dropout: float = 0.5
     thinning: float = 0.5
     least_depth: float = 0.2
-    panels: float = 0.25
+    panels: float = 0.5
     smallest_panel: int = 500
     max_genes: int = 768
 
