@@ -78,7 +78,9 @@ def evercell_method(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int = 0
         trained = json.loads(kept.with_suffix(".json").read_text())
     else:
         start = time.perf_counter()
-        model = evercell.train(list(train), labels="label", groups="group", seed=seed, shown=False)
+        # No update follows, so no labelled cells are sealed for one: all train the model, as they do the other methods.
+        settings = evercell.ModelSettings(sealed=0)
+        model = evercell.train(list(train), labels="label", groups="group", settings=settings, seed=seed, shown=False)
         trained = time.perf_counter() - start
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,8 @@ def test_saving_again_gives_the_same_files(folder: Path, tmp_path: Path) -> None
 def test_a_directory_describes_itself_without_pickle(folder: Path) -> None:
     """Invariant 2."""
     assert {file.name for file in folder.iterdir()} == {
-        "annotator.json", "genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl", "MODEL_CARD.md",
+        "annotator.json", "genes.txt", "weights.safetensors", "bank.h5ad", "sealed.h5ad", "ledger.jsonl",
+        "MODEL_CARD.md",
     }  # fmt: skip
     description = json.loads((folder / "annotator.json").read_text())
     assert description["format"] == FORMAT
@@ -89,7 +90,9 @@ def test_a_directory_describes_itself_without_pickle(folder: Path) -> None:
     assert all(not file.read_bytes().startswith((b"\x80\x04", b"PK\x03\x04")) for file in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", ["annotator.json", "genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["annotator.json", "genes.txt", "weights.safetensors", "bank.h5ad", "sealed.h5ad", "ledger.jsonl"]
+)
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing", "longer", "folder"])
 def test_damage_to_any_file_is_found(copy: Path, name: str, damage: str) -> None:
     """Invariant 2: every file is checked."""
@@ -260,3 +263,14 @@ def test_a_model_without_cells_in_its_bank_is_saved(model: Annotator, tmp_path: 
     assert again.bank.counts.shape == (0, len(model.vocabulary))
     assert again.bank.measured.shape == (0, len(model.vocabulary))
     assert again.rejector is None
+
+
+def test_a_model_without_sealed_cells_or_sums_is_read(model: Annotator, tmp_path: Path) -> None:
+    """Models written before updates were there, and those that keep none."""
+    plain = replace(model, sealed=None, strategy_state={})
+    folder = save(plain, tmp_path / "plain")
+    assert not (folder / "sealed.h5ad").exists()
+    again = load(folder)
+    assert again.sealed is None
+    assert not again.strategy_state
+    assert again.fingerprint == plain.fingerprint

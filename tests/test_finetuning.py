@@ -21,6 +21,7 @@ from evercell.finetuning import ModelSettings, quick_settings, train
 from evercell.rejection import REJECTORS
 from evercell.testing import synthetic_cells
 from evercell.training import TrainingSettings
+from evercell.training_cells import TrainingCells
 
 TINY = replace(
     quick_settings(),
@@ -119,9 +120,9 @@ def test_an_interrupted_training_resumed_is_an_uninterrupted_one(
     original = finetuning.classification_loss
     calls = {"try": 0, "all": 0}
 
-    def breaking(model: Annotator, given: object, *arguments: object) -> object:
-        where = "all" if len(given) == cells.n_obs else "try"  # type: ignore[arg-type]
-        inner = original(model, given, *arguments)  # type: ignore[arg-type]
+    def breaking(model: Annotator, given: object, weights: object, **keywords: object) -> object:
+        where = "try" if len(given) <= 120 else "all"  # type: ignore[arg-type]  # one of four donors is held out
+        inner = original(model, given, weights, **keywords)  # type: ignore[arg-type]
 
         def loss(rng: np.random.Generator) -> torch.Tensor:
             calls[where] += 1
@@ -228,7 +229,7 @@ def test_variable_genes_are_as_many_as_asked(cells: AnnData) -> None:
 
 def test_the_bank_is_balanced_and_of_the_size_asked(cells: AnnData) -> None:
     unequal = cells[(cells.obs["cell_type"] != "alpha").to_numpy() | (np.arange(160) < 40)].copy()
-    model = train(unequal, settings=replace(TINY, bank=50))
+    model = train(unequal, settings=replace(TINY, bank=50, sealed=0))
     assert len(model.bank) == 50
     sizes = np.bincount(model.bank.codes, minlength=4)
     n_alpha = int((unequal.obs["cell_type"] == "alpha").sum())
@@ -292,3 +293,37 @@ def test_settings_are_json() -> None:
     assert stored["hidden"] == [128, 64]
     assert stored["augmentation"]["panels"] == 0.0
     assert stored["training"]["precision"] == "float32"
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_sealed_cells_are_held_out_and_trained_on_by_nothing(
+    cells: AnnData, refit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Updates are tried on them, so no training, linear member, bank or running sum may hold one."""
+    trained: list[np.ndarray] = []
+    original = finetuning.classification_loss
+
+    def watched(model: Annotator, given: TrainingCells, *arguments: object, **keywords: object) -> object:
+        trained.append(given.counts.toarray())
+        return original(model, given, *arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finetuning, "classification_loss", watched)
+    model = train(cells, groups="donor", settings=replace(TINY, refit=refit))
+    assert model.sealed is not None
+    told = facts_of(model)
+    assert len(model.sealed) == told["held_out"]["cells"] // 2  # type: ignore[index]
+    assert np.ptp(np.bincount(model.sealed.codes, minlength=4)) <= 1
+    sealed = {row.tobytes() for row in model.sealed.counts.toarray()}
+    for counts in (*trained, model.bank.counts.toarray()):
+        assert not sealed & {row.tobytes() for row in counts.astype(np.float32)}
+    assert len(trained) == 1 + refit
+    assert model.strategy_state["sums.counts"].sum() == len(cells) - len(sealed)
+    assert told["sealed"]["stages"]["1"] > 0.7  # type: ignore[index]
+    assert set(told["sealed"]["types"]) == set(model.types.names)  # type: ignore[index]
+
+
+def test_as_many_cells_are_sealed_as_asked_at_most(cells: AnnData) -> None:
+    assert len(train(cells, settings=replace(TINY, sealed=4)).sealed or ()) == 4
+    none = train(cells, settings=replace(TINY, sealed=0))
+    assert none.sealed is not None
+    assert len(none.sealed) == 0

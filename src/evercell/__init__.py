@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from evercell.finetuning import train as train
     from evercell.pretraining import pretrain as pretrain
     from evercell.reporting import write_report as write_report
+    from evercell.updating import UpdateSettings as UpdateSettings
+    from evercell.updating.update import update as update
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ _PUBLIC = {
     "Annotator": "annotator",
     "EvercellError": "errors",
     "ModelSettings": "finetuning",
+    "UpdateSettings": "updating",
     "annotate": "annotation",
     "embed": "annotation",
     "evaluate": "evaluation",
@@ -44,6 +47,7 @@ _PUBLIC = {
     "read_cells": "cells",
     "save": "checkpoint",
     "train": "finetuning",
+    "update": "updating.update",
     "write_cells": "cells",
     "write_report": "reporting",
 }

@@ -56,6 +56,10 @@ class Annotator:
         Stages.
     settings
         Whatever the run was asked for; JSON values.
+    sealed
+        Cells of every stage that no training has seen, to tell whether an update forgets; same layout as the bank.
+    strategy_state
+        Arrays that strategies of updating keep between stages, by name.
     """
 
     vocabulary: GeneVocabulary
@@ -69,6 +73,8 @@ class Annotator:
     bank: ExampleBank
     ledger: Ledger = field(default_factory=Ledger)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    sealed: ExampleBank | None = None
+    strategy_state: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,7 +110,12 @@ class Annotator:
             found |= {"linear.weight": self.linear.weight, "linear.bias": self.linear.bias}
         if self.rejector is not None:
             found |= {f"rejector.{name}": array for name, array in self.rejector.arrays.items()}
-        return found
+        return found | {f"strategy.{name}": array for name, array in self.strategy_state.items()}
+
+    def frozen_copy(self) -> Annotator:
+        """The model as a teacher: modules of its own, in evaluation mode, without gradients."""
+        backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
+        return replace(self, backbone=backbone.eval().requires_grad_(False), head=head.eval().requires_grad_(False))
 
     def on(self, device: torch.device) -> Annotator:
         """The model with its modules on `device`; itself if they are there."""

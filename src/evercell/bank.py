@@ -56,6 +56,10 @@ class ExampleBank:
             np.vstack([this.measured, other.measured]),
         )
 
+    def over_genes(self, n_genes: int) -> ExampleBank:
+        """The bank over the first `n_genes` genes."""
+        return replace(self, counts=self.counts[:, :n_genes].tocsr(), measured=self.measured[:, :n_genes])
+
     def widened(self, n_genes: int) -> ExampleBank:
         """The bank over a longer gene list; the new genes were not measured."""
         more = n_genes - self.counts.shape[1]

@@ -2,7 +2,10 @@
 
 ::
 
-    model/ annotator.json  genes.txt  weights.safetensors  bank.h5ad  ledger.jsonl  MODEL_CARD.md
+    model/ annotator.json  genes.txt  weights.safetensors  bank.h5ad  sealed.h5ad  ledger.jsonl  MODEL_CARD.md
+           stages/1/ ...   the model as it was after earlier stages, for `revert`
+
+`sealed.h5ad` is not there in models that keep no sealed cells, `stages` not in those of one stage.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +36,18 @@ from evercell.tokenizers import TOKENIZERS
 
 FORMAT = 1
 FILES = ("genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl")
+SEALED = "sealed.h5ad"
+STAGES = "stages"
 
 
-def save(annotator: Annotator, path: str | os.PathLike[str], *, card: str = "", overwrite: bool = False) -> Path:
+def save(
+    annotator: Annotator,
+    path: str | os.PathLike[str],
+    *,
+    card: str = "",
+    overwrite: bool = False,
+    previous: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write a model directory.
 
     Parameters
@@ -47,6 +60,8 @@ def save(annotator: Annotator, path: str | os.PathLike[str], *, card: str = "", 
         Text of ``MODEL_CARD.md``.
     overwrite
         Replace a model that is there.
+    previous
+        Directory of the model that this one was made from; kept in ``stages``, with the stages that it keeps itself.
 
     Raises
     ------
@@ -62,6 +77,8 @@ def save(annotator: Annotator, path: str | os.PathLike[str], *, card: str = "", 
         with atomic_path(path) as folder:
             folder.mkdir()
             _write(annotator, folder, card)
+            if previous is not None:
+                _keep_stages(Path(previous), folder, below=len(annotator.ledger))
     except CellsError as error:  # where a model is written, the user reads of a model
         raise ModelError(error.message, hint=error.hint) from error
     return path
@@ -70,6 +87,67 @@ def save(annotator: Annotator, path: str | os.PathLike[str], *, card: str = "", 
 def is_model(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a model directory."""
     return (Path(path) / "annotator.json").is_file()
+
+
+def stages_kept(path: str | os.PathLike[str]) -> list[int]:
+    """Numbers of the earlier stages that a model directory keeps."""
+    folder = Path(path) / STAGES
+    if not folder.is_dir():
+        return []
+    return sorted(int(one.name) for one in folder.iterdir() if one.name.isdecimal() and is_model(one))
+
+
+def load_stage(path: str | os.PathLike[str], stage: int, *, now: Annotator) -> Annotator:
+    """Read an earlier stage that the directory of the model `now` keeps.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read, or is not that stage of this model.
+    """
+    source = Path(path) / STAGES / str(stage)
+    then = load(source)
+    if not len(then.ledger) == stage < len(now.ledger) or then.ledger.head != now.ledger.stages[stage - 1].digest:
+        raise ModelError(f"`{source}` is not stage {stage} of the model `{path}`", hint="copy the model again")
+    return then
+
+
+def revert(
+    path: str | os.PathLike[str], stage: int, output: str | os.PathLike[str], *, overwrite: bool = False
+) -> Annotator:
+    """Write the model as it was after an earlier stage, with the stages before that one.
+
+    Raises
+    ------
+    ModelError
+        If the directory does not keep that stage, or what it keeps is not that stage of this model.
+    """
+    folder, kept = Path(path), stages_kept(path)
+    now = load(folder)
+    source = folder / STAGES / str(stage)
+    if stage not in kept:
+        there = ", ".join(map(str, kept)) or "none"
+        raise ModelError(
+            f"`{folder}` is at stage {len(now.ledger)} and does not keep stage {stage}; earlier stages kept: {there}",
+            hint="name one of these with --stage, or use the directory that the update was made from",
+        )
+    then = load_stage(folder, stage, now=now)
+    card = (source / "MODEL_CARD.md").read_text(encoding="utf-8")
+    save(then, output, card=card, overwrite=overwrite, previous=folder)
+    return then
+
+
+def _keep_stages(previous: Path, folder: Path, *, below: int) -> None:
+    """Copy a model and the stages that it keeps into the ``stages`` of another, those before stage `below`."""
+    own = len(load(previous).ledger)
+    sources = {stage: previous / STAGES / str(stage) for stage in stages_kept(previous)} | {own: previous}
+    for stage, source in sources.items():
+        if stage < below:
+            target = folder / STAGES / str(stage)
+            target.mkdir(parents=True)
+            for file in source.iterdir():
+                if file.is_file() and not file.is_symlink():
+                    shutil.copyfile(file, target / file.name)
 
 
 def _write(annotator: Annotator, folder: Path, card: str) -> None:
@@ -81,6 +159,10 @@ def _write(annotator: Annotator, folder: Path, card: str) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in annotator.weights().items()}
     save_file(arrays, folder / "weights.safetensors")
     _write_bank(annotator.bank, annotator, folder / "bank.h5ad")
+    files: tuple[str, ...] = FILES
+    if annotator.sealed is not None:
+        _write_bank(annotator.sealed, annotator, folder / SEALED)
+        files = (*FILES, SEALED)
     description: dict[str, Any] = {
         "format": FORMAT,
         "evercell": __version__,
@@ -88,7 +170,7 @@ def _write(annotator: Annotator, folder: Path, card: str) -> None:
         "settings": dict(annotator.settings),
         "fingerprint": annotator.fingerprint,
         "ledger_head": annotator.ledger.head,
-        "sha256": {name: _digest(folder / name) for name in FILES},
+        "sha256": {name: _digest(folder / name) for name in files},
     }
     description["sha256"]["annotator.json"] = _own_digest(description)
     (folder / "annotator.json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -168,7 +250,7 @@ def _description(folder: Path) -> dict[str, Any]:
             hint="pip install --upgrade evercell",
         )
     found = {"annotator.json": _own_digest({**description, "sha256": hashes})}
-    for name in FILES:
+    for name in (*FILES, SEALED) if SEALED in hashes else FILES:
         _check_plain(folder / name)
         found[name] = _digest(folder / name)
     for name, digest in found.items():
@@ -217,6 +299,8 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         bank=_read_bank(folder / "bank.h5ad", types),
         ledger=Ledger.from_text((folder / "ledger.jsonl").read_text(encoding="utf-8"), name=str(folder)),
         settings=description["settings"],
+        sealed=_read_bank(folder / SEALED, types) if SEALED in description["sha256"] else None,
+        strategy_state=part("strategy."),
     )
 
 

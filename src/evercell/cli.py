@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from evercell import __version__
-from evercell.commands import annotating, checking, models, training
+from evercell.commands import annotating, checking, models, training, updating
 from evercell.commands.console import Console
-from evercell.errors import EvercellError
+from evercell.errors import EvercellError, GateError
 
 ANYWHERE = ("--quiet", "--verbose", "--debug")
 """Options of all commands, which may stand before or after the command."""
@@ -22,7 +22,7 @@ ANYWHERE = ("--quiet", "--verbose", "--debug")
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    a check failed (verify, doctor --strict)
+  1    a check failed (verify, doctor --strict), or old types fell in an update
   2    wrong input or wrong use; what mends it is said on standard error
   3    an error that evercell did not foresee
   130  stopped from the keyboard
@@ -44,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     pretty_exceptions_enable=False,
 )
-for module in (training, annotating, models, checking):
+for module in (training, updating, annotating, models, checking):
     for command, epilog in module.COMMANDS.items():
         app.command(epilog=epilog)(command)
 
@@ -105,7 +105,7 @@ def _failed(error: Exception, console: Console) -> int:
     """Say what went wrong in a line and how to mend it; returns the exit code."""
     if isinstance(error, EvercellError):
         console.error(error.message, error.hint)
-        return 2
+        return 1 if isinstance(error, GateError) else 2
     if hasattr(error, "format_message"):  # wrong use, found by the parser
         where = getattr(getattr(error, "ctx", None), "command_path", "evercell")
         console.error(error.format_message(), f"`{where} --help` shows how it is used")

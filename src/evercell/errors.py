@@ -41,3 +41,7 @@ class ModelError(EvercellError):
 
 class SettingsError(EvercellError):
     """A setting has a value that cannot be used."""
+
+
+class GateError(EvercellError):
+    """An update would make the model worse at types that it knows, so it was not published."""

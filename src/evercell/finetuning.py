@@ -5,34 +5,49 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from evercell.annotator import Annotator, best_temperature
+from evercell.annotator import Annotator, empty_bank
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
-from evercell.bank import ExampleBank, balanced_rows
+from evercell.bank import balanced_rows
 from evercell.celltypes import CellTypes
+from evercell.classification import (
+    calibrated,
+    classification_loss,
+    fitted_rejector,
+    held_out_loss,
+    held_out_metrics,
+    sealed_figures,
+    sums_of,
+)
 from evercell.errors import SettingsError
-from evercell.evaluation import evaluate, split_cells
+from evercell.evaluation import split_cells
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel, fit_linear, linear_member
 from evercell.progress import progress
-from evercell.rejection import REJECTORS, Rejector
+from evercell.rejection import REJECTORS
 from evercell.threads import threads_of
-from evercell.tokenizers import TOKENIZERS, Tokenizer, View
+from evercell.tokenizers import TOKENIZERS, Tokenizer
 from evercell.training import History, TrainingSettings, choose_device, fit, seeded
-from evercell.training_cells import Study, TrainingCells, gather, read_study, vocabulary_of
+from evercell.training_cells import (
+    TrainingCells,
+    chosen_genes,
+    describe,
+    gather,
+    read_studies,
+    sealed_rows,
+    vocabulary_of,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -59,9 +74,12 @@ class ModelSettings:
     held_out
         Share of cells held out to stop early, calibrate and report on.
     refit
-        Train once more on all cells, held-out ones included; calibration and figures are those of the first training.
+        Train once more on all cells, held-out ones included but for those that are sealed; calibration and figures are
+        those of the first training.
     bank
         Size of the example bank.
+    sealed
+        Most cells to seal, of the held-out ones: no training ever sees them, and updates are tried on them.
     training, augmentation
         See `TrainingSettings` and `Augmentation`.
     """
@@ -79,6 +97,7 @@ class ModelSettings:
     held_out: float = 0.15
     refit: bool = True
     bank: int = 1000
+    sealed: int = 500
     training: TrainingSettings = field(default_factory=TrainingSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -156,21 +175,15 @@ def train(
     """
     settings = settings or ModelSettings()
     adatas = [data] if not isinstance(data, Sequence) else list(data)
-    names = list(names) if names is not None else [f"data set {i + 1}" for i in range(len(adatas))]
-    if not adatas or len(names) != len(adatas):
-        raise SettingsError(
-            f"{len(adatas)} data sets with {len(names)} names were given", hint="give at least one, each with its name"
-        )
-    studies = [
-        read_study(adata, labels, groups=_groups_of(adata, groups, adatas), layer=layer, name=name)
-        for adata, name in zip(adatas, names, strict=True)
-    ]
+    studies = read_studies(adatas, labels, groups=groups, layer=layer, names=names)
     types = CellTypes(tuple(sorted({name for study in studies for name in study.labels})))
     vocabulary = base.vocabulary if base is not None else vocabulary_of(studies, species=species, column=gene_column)
     cells = gather(studies, vocabulary, types, species=species, column=gene_column)
     split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
     if base is None:
-        columns = _chosen_genes(cells.taken(split.train), settings)
+        columns = chosen_genes(
+            cells.taken(split.train), least_cells=settings.least_cells, variable_genes=settings.variable_genes
+        )
         cells = cells.over_genes(columns)
         vocabulary = GeneVocabulary(
             tuple(vocabulary.names[i] for i in columns),
@@ -183,7 +196,8 @@ def train(
         state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
     maker = _Maker(cells, vocabulary, types, base, settings, seed, choose_device(device), state_folder, shown)
     first, history, metrics = maker.tried(split.train, split.validation)
-    model = maker.refitted(first) if settings.refit else first
+    sealed = sealed_rows(cells, split.validation, settings.sealed, seed=seed)
+    model = maker.finished(maker.refitted(first, sealed) if settings.refit else first, sealed)
     held_out = {"by": split.by, "groups": list(split.held_out), "cells": len(split.validation), "note": split.note}
     facts = {
         "verb": "train",
@@ -196,9 +210,9 @@ def train(
         "metrics": metrics,
         "history": history.rows,
         "steps": history.best_step,
+        "sealed": sealed_figures(model),
     }
-    bank = maker.bank(stage=1)
-    return replace(model, bank=bank, ledger=Ledger().appended(facts), settings=settings.to_dict())
+    return replace(model, ledger=Ledger().appended(facts), settings=settings.to_dict())
 
 
 def quick_settings() -> ModelSettings:
@@ -207,47 +221,6 @@ def quick_settings() -> ModelSettings:
         backbone_settings={"members": 2, "member_width": 16, "n_latents": 4, "depth": 1},
         training=TrainingSettings(samples=3200, batch_size=64, learning_rate=5e-3, evaluations=4),
     )
-
-
-def describe(study: Study) -> dict[str, Any]:
-    """What the ledger says of a data set; the fingerprint covers its counts, genes and labels."""
-    counts = study.counts.to_csr()
-    digest = hashlib.sha256()
-    for array in (counts.data, counts.indices, counts.indptr):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update("\n".join([*map(str, study.counts.genes.index), *study.labels]).encode())
-    return {
-        "name": study.name,
-        "cells": len(study.rows),
-        "genes": len(study.counts.genes),
-        "counts": study.counts.source,
-        "sha256": digest.hexdigest(),
-        "notes": list(study.notes),
-    }
-
-
-def _groups_of(adata: AnnData, groups: str | None, adatas: Sequence[AnnData]) -> str | None:
-    """The asked-for column; a study that lacks what another has is a group of its own."""
-    return groups if groups in adata.obs or not any(groups in other.obs for other in adatas) else None
-
-
-def _chosen_genes(cells: TrainingCells, settings: ModelSettings) -> np.ndarray:
-    """Columns of the genes to keep, from training cells only."""
-    n_cells = np.bincount(cells.counts.indices, minlength=cells.counts.shape[1])
-    expressed = np.flatnonzero(n_cells >= min(settings.least_cells, max(len(cells) // 10, 1)))
-    if settings.variable_genes is None or len(expressed) <= settings.variable_genes:
-        return expressed
-    view = View.whole(cells.counts)
-    logged = csr_matrix((view.log_normalised(), cells.counts.indices, cells.counts.indptr), shape=cells.counts.shape)
-    mean = np.asarray(logged.mean(axis=0)).ravel()
-    spread = np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2
-    # Dispersion of the logarithms among genes of like mean, as Scanpy's "seurat" flavour does.
-    order = np.argsort(mean[expressed], kind="stable")
-    relative = np.empty(len(expressed))
-    for part in np.array_split(order, min(20, len(order))):
-        dispersion = spread[expressed[part]] / np.maximum(mean[expressed[part]], 1e-9)
-        relative[part] = (dispersion - dispersion.mean()) / max(dispersion.std(), 1e-9)
-    return np.sort(expressed[np.argsort(-relative, kind="stable")[: settings.variable_genes]])
 
 
 @dataclass(frozen=True)
@@ -270,43 +243,35 @@ class _Maker:
         model = self._new()
         history = self._fit(model, training, validation, self.settings.training, "try")
         model = replace(model, linear=self._linear_member(training))
-        linear = fit_linear(training.counts, training.codes, n_types=len(self.types), seed=self.seed)
-        view = View.whole(validation.counts, self.cells.measured_by_any)
-        uncalibrated = model.outputs(view)
-        model = replace(model, temperature=best_temperature(uncalibrated.log_proba, validation.codes))
-        model = replace(model, rejector=self._rejector(model, training).calibrated(model.outputs(view)))
-        outputs = model.outputs(view)
-        names = np.asarray(self.types.names)
-        truth = names[validation.codes]
-        transformer = names[outputs.logits.argmax(axis=1)]
-        baseline = linear.log_proba(view)
-        metrics = {
-            "model": evaluate(truth, names[outputs.codes], confidence=outputs.confidence).to_dict(),
-            "transformer": _short(evaluate(truth, transformer).figures()),
-            "linear": _short(
-                evaluate(truth, names[baseline.argmax(axis=1)], confidence=np.exp(baseline.max(axis=1))).figures()
-            ),
-        }
-        return model, history, metrics
+        baseline = fit_linear(training.counts, training.codes, n_types=len(self.types), seed=self.seed)
+        model = calibrated(model, REJECTORS[self.settings.rejector], training, validation, seed=self.seed)
+        return model, history, held_out_metrics(model, baseline, validation)
 
-    def refitted(self, first: Annotator) -> Annotator:
-        """Model trained on all cells; keeps the temperature and the thresholds of `first`."""
+    def refitted(self, first: Annotator, sealed: np.ndarray) -> Annotator:
+        """Model trained on all cells but the sealed ones; keeps the temperature and the thresholds of `first`."""
         if first.rejector is None:
             raise ValueError("the first model is not calibrated")
-        model = self._new()
-        self._fit(model, self.cells, None, self.settings.training, "all")
-        model = replace(model, linear=self._linear_member(self.cells), temperature=first.temperature)
-        return replace(model, rejector=self._rejector(model, self.cells).calibrated_as(first.rejector))
+        model, cells = self._new(), self._unsealed(sealed)
+        self._fit(model, cells, None, self.settings.training, "all")
+        model = replace(model, linear=self._linear_member(cells), temperature=first.temperature)
+        rejector = fitted_rejector(model, REJECTORS[self.settings.rejector], cells, seed=self.seed)
+        return replace(model, rejector=rejector.calibrated_as(first.rejector))
+
+    def finished(self, model: Annotator, sealed: np.ndarray) -> Annotator:
+        """The model with its example bank, its sealed cells and what later updates start from."""
+        cells, sealed_cells = self._unsealed(sealed), self.cells.taken(sealed)
+        bank = cells.as_bank(stage=1).taken(balanced_rows(cells.codes, self.settings.bank, self._rng()))
+        sums = sums_of(model, cells).arrays()
+        return replace(model, bank=bank, sealed=sealed_cells.as_bank(stage=1), strategy_state=sums)
+
+    def _unsealed(self, sealed: np.ndarray) -> TrainingCells:
+        return self.cells.taken(np.setdiff1d(np.arange(len(self.cells)), sealed))
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
 
     def _linear_member(self, cells: TrainingCells) -> LinearModel | None:
         return linear_member(cells.counts, cells.codes, len(self.types), self.seed) if self.settings.linear else None
-
-    def bank(self, *, stage: int) -> ExampleBank:
-        """Class-balanced example cells."""
-        rows = balanced_rows(self.cells.codes, self.settings.bank, np.random.default_rng(self.seed))
-        cells = self.cells
-        bank = ExampleBank(cells.counts, cells.codes, np.full(len(cells), stage), cells.studies, cells.measured)
-        return bank.taken(rows)
 
     def _new(self) -> Annotator:
         settings = self.settings
@@ -331,7 +296,7 @@ class _Maker:
             linear=None,
             temperature=1.0,
             rejector=None,
-            bank=self.bank(stage=1),
+            bank=empty_bank(len(self.vocabulary)),
         )
 
     def _fit(
@@ -343,10 +308,10 @@ class _Maker:
         part: str,
     ) -> History:
         weights = cells.sampling_weights(self.settings.balance)
-        loss = classification_loss(model, cells, weights, self.settings, self.device)
+        loss = classification_loss(model, cells, weights, training=training, augmentation=self.settings.augmentation)
         validate = None
         if held_out is not None:
-            validate = _validation(model, held_out)
+            validate = held_out_loss(model, held_out)
         module = nn.ModuleDict({"backbone": model.backbone, "head": model.head})
         words = "training" if held_out is not None else "training on all cells"
         with progress(words, shown=self.shown) as step, threads_of(model.backbone):
@@ -359,47 +324,3 @@ class _Maker:
                 state_folder=None if self.state_folder is None else self.state_folder / part,
                 on_step=step,
             )
-
-    def _rejector(self, model: Annotator, cells: TrainingCells) -> Rejector:
-        rows = balanced_rows(cells.codes, 4000, np.random.default_rng(self.seed))
-        outputs = model.outputs(View.whole(cells.counts[rows], self.cells.measured_by_any))
-        return REJECTORS[self.settings.rejector].fitted(outputs, cells.codes[rows])
-
-
-def classification_loss(
-    model: Annotator, cells: TrainingCells, weights: np.ndarray, settings: ModelSettings, device: torch.device
-) -> Callable[[np.random.Generator], Tensor]:
-    """Cross-entropy with label smoothing on random views of randomly drawn cells."""
-    measured = cells.measured_by_any
-    cumulative = np.cumsum(weights)
-
-    def loss(rng: np.random.Generator) -> Tensor:
-        rows = np.searchsorted(cumulative, rng.random(settings.training.batch_size) * cumulative[-1])
-        view = settings.augmentation.view(cells.counts[rows], measured, rng)
-        representation = model.backbone(model.tokenizer.tokenize(view).to(device))
-        logits = model.head.member_logits(representation, model.backbone.members)  # (B, S, K)
-        codes = torch.from_numpy(cells.codes[rows]).to(device).unsqueeze(1).expand(logits.shape[:2])
-        smoothing = settings.training.label_smoothing
-        return F.cross_entropy(logits.flatten(0, 1), codes.flatten(), label_smoothing=smoothing)
-
-    return loss
-
-
-def _validation(model: Annotator, cells: TrainingCells, most: int = 1000) -> Callable[[], dict[str, float]]:
-    """Loss and accuracy of the transformer on held-out cells, at most `most` of them, evenly spaced."""
-    rows = np.linspace(0, len(cells) - 1, min(most, len(cells))).astype(int)
-    view = View.whole(cells.counts[rows], cells.measured_by_any)
-    codes = torch.from_numpy(cells.codes[rows])
-
-    def validate() -> dict[str, float]:
-        _, logits = model.represent(view)
-        found = torch.from_numpy(logits)
-        accuracy = (found.argmax(dim=1) == codes).float().mean()
-        return {"loss": float(F.cross_entropy(found, codes)), "accuracy": float(accuracy)}
-
-    return validate
-
-
-def _short(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures that the report and the card print."""
-    return {name: figures[name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "ece")}

@@ -40,7 +40,9 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
-def read_labels(adata: ad.AnnData, key: str, *, name: str = "the data", min_cells: int = 1) -> pd.Series:
+def read_labels(
+    adata: ad.AnnData, key: str, *, name: str = "the data", min_cells: int = 1, least_types: int = 2
+) -> pd.Series:
     """Labels of the cells from a column of `obs`.
 
     Parameters
@@ -53,6 +55,8 @@ def read_labels(adata: ad.AnnData, key: str, *, name: str = "the data", min_cell
         File or data set, for messages.
     min_cells
         Types with fewer cells are reported in the notes; their cells keep their label.
+    least_types
+        As many types must be named: two for a first model, one for an update.
 
     Returns
     -------
@@ -63,7 +67,7 @@ def read_labels(adata: ad.AnnData, key: str, *, name: str = "the data", min_cell
     Raises
     ------
     LabelsError
-        The column is not there, holds measurements, or names fewer than two types.
+        The column is not there, holds measurements, or names too few types.
     """
     obs = adata.obs
     if key not in obs.columns:
@@ -87,10 +91,11 @@ def read_labels(adata: ad.AnnData, key: str, *, name: str = "the data", min_cell
     values = column.astype("object").map(lambda label: None if is_unassigned(label) else str(label).strip())
     labels = pd.Series(pd.array(values.tolist(), dtype="string"), index=obs.index, name=key)
     counts = labels.value_counts()
-    if len(counts) < 2:
+    if len(counts) < least_types:
         found = f"only `{counts.index[0]}`" if len(counts) else "no label"
+        needed = "two cell types are" if least_types == 2 else "one cell type is"
         raise LabelsError(
-            f"column `{key}` of `{name}` names {found}; at least two cell types are needed",
+            f"column `{key}` of `{name}` names {found}; at least {needed} needed",
             hint="name the column that holds the cell types with --labels",
         )
     notes = []

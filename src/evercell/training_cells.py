@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from evercell.bank import ExampleBank, balanced_rows
 from evercell.cells import find_counts
 from evercell.celltypes import CellTypes
-from evercell.errors import LabelsError
+from evercell.errors import LabelsError, SettingsError
 from evercell.genes import GeneVocabulary, align, canonical_genes
 from evercell.labels import listed, read_labels
+from evercell.tokenizers import View
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,6 +60,10 @@ class TrainingCells:
             self.counts[:, columns].tocsr(), self.codes, self.studies, self.measured[:, columns], self.groups
         )
 
+    def as_bank(self, *, stage: int) -> ExampleBank:
+        """The cells as examples of a stage."""
+        return ExampleBank(self.counts, self.codes, np.full(len(self), stage), self.studies, self.measured)
+
     @property
     def measured_by_any(self) -> np.ndarray:
         """Genes that at least one study measured (G,), bool."""
@@ -95,6 +102,7 @@ def read_study(
     groups: str | None = None,
     layer: str | None = None,
     name: str = "the data",
+    least_types: int = 2,
 ) -> Study:
     """Check one labelled AnnData.
 
@@ -104,7 +112,7 @@ def read_study(
         No counts, no such column, no labelled cells.
     """
     counts = find_counts(adata, layer=layer, name=name)
-    column = read_labels(adata, labels, name=name)
+    column = read_labels(adata, labels, name=name, least_types=least_types)
     rows = np.flatnonzero(column.notna().to_numpy())
     named = None
     if groups is not None:
@@ -116,6 +124,43 @@ def read_study(
         named = (name + "/" + adata.obs[groups].astype(str)).to_numpy()[rows]
     notes = (*counts.notes, *column.attrs.get("notes", ()))
     return Study(name, adata, counts, column.to_numpy()[rows].astype(str), rows, named, notes)
+
+
+def read_studies(
+    adatas: Sequence[AnnData],
+    labels: str,
+    *,
+    groups: str | None = None,
+    layer: str | None = None,
+    names: Sequence[str] | None = None,
+    least_types: int = 2,
+) -> list[Study]:
+    """Check labelled AnnData; where a study lacks the column of groups that another has, it is a group of its own.
+
+    Raises
+    ------
+    CellsError, LabelsError
+        As `read_study`.
+    SettingsError
+        No data sets, or another number of names.
+    """
+    names = list(names) if names is not None else [f"data set {i + 1}" for i in range(len(adatas))]
+    if not adatas or len(names) != len(adatas):
+        raise SettingsError(
+            f"{len(adatas)} data sets with {len(names)} names were given", hint="give at least one, each with its name"
+        )
+    anywhere = any(groups in adata.obs for adata in adatas)
+    return [
+        read_study(
+            adata,
+            labels,
+            groups=groups if groups in adata.obs or not anywhere else None,
+            layer=layer,
+            name=name,
+            least_types=least_types,
+        )
+        for adata, name in zip(adatas, names, strict=True)
+    ]
 
 
 def vocabulary_of(studies: Sequence[Study], *, species: str = "auto", column: str | None = None) -> GeneVocabulary:
@@ -152,3 +197,46 @@ def gather(
         measured=np.stack(measured),
         groups=groups,
     )
+
+
+def describe(study: Study) -> dict[str, Any]:
+    """What the ledger says of a data set; the fingerprint covers its counts, genes and labels."""
+    counts = study.counts.to_csr()
+    digest = hashlib.sha256()
+    for array in (counts.data, counts.indices, counts.indptr):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update("\n".join([*map(str, study.counts.genes.index), *study.labels]).encode())
+    return {
+        "name": study.name,
+        "cells": len(study.rows),
+        "genes": len(study.counts.genes),
+        "counts": study.counts.source,
+        "sha256": digest.hexdigest(),
+        "notes": list(study.notes),
+    }
+
+
+def chosen_genes(cells: TrainingCells, *, least_cells: int, variable_genes: int | None) -> np.ndarray:
+    """Columns of the genes that enough cells express, at most the `variable_genes` most variable of them."""
+    n_cells = np.bincount(cells.counts.indices, minlength=cells.counts.shape[1])
+    expressed = np.flatnonzero(n_cells >= min(least_cells, max(len(cells) // 10, 1)))
+    if variable_genes is None or len(expressed) <= variable_genes:
+        return expressed
+    view = View.whole(cells.counts)
+    logged = csr_matrix((view.log_normalised(), cells.counts.indices, cells.counts.indptr), shape=cells.counts.shape)
+    mean = np.asarray(logged.mean(axis=0)).ravel()
+    spread = np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2
+    # Dispersion of the logarithms among genes of like mean, as Scanpy's "seurat" flavour does.
+    order = np.argsort(mean[expressed], kind="stable")
+    relative = np.empty(len(expressed))
+    for part in np.array_split(order, min(20, len(order))):
+        dispersion = spread[expressed[part]] / np.maximum(mean[expressed[part]], 1e-9)
+        relative[part] = (dispersion - dispersion.mean()) / max(dispersion.std(), 1e-9)
+    return np.sort(expressed[np.argsort(-relative, kind="stable")[:variable_genes]])
+
+
+def sealed_rows(cells: TrainingCells, held_out: np.ndarray, most: int, *, seed: int) -> np.ndarray:
+    """Sorted rows of held-out cells to seal, class-balanced, half of them at most: the others are learnt from."""
+    size = min(most, len(held_out) // 2)
+    found: np.ndarray = held_out[balanced_rows(cells.codes[held_out], size, np.random.default_rng(seed))]
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Json
 from evercell.errors import ModelError
-from evercell.model_card import score_table
+from evercell.model_card import score_table, table
 
 if TYPE_CHECKING:
     from evercell.annotator import Annotator
@@ -61,11 +61,13 @@ def log(context: typer.Context, directory: Directory, as_json: Json = False) -> 
         raise ModelError(f"`{directory}` is no model: it has no ledger.jsonl", hint="give the directory of a model")
     ledger = Ledger.from_text(file.read_text(encoding="utf-8"), name=str(file))
     stages = [{**stage.facts, "previous": stage.previous, "hash": stage.digest} for stage in ledger]
-    context.obj.result("\n\n".join(map(_stage_text, stages)) or "no stages", {"stages": stages}, as_json=as_json)
+    shown = [*map(_stage_text, stages), _forgetting_table(stages)]
+    context.obj.result("\n\n".join(filter(None, shown)) or "no stages", {"stages": stages}, as_json=as_json)
 
 
 def _stage_text(stage: Mapping[str, Any]) -> str:
-    lines = [f"stage {stage['stage']}: {stage.get('verb', '')}  {stage['hash'][:12]}"]
+    how = f" by {stage['strategy']}" if "strategy" in stage else ""
+    lines = [f"stage {stage['stage']}: {stage.get('verb', '')}{how}  {stage['hash'][:12]}"]
     lines += [f"  {one['name']}: {one['cells']:,} cells, {one['genes']:,} genes" for one in stage.get("data", [])]
     if types := stage.get("types_added"):
         lines.append(f"  types added: {', '.join(types)}")
@@ -76,12 +78,25 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _forgetting_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The forgetting matrix: right labels on the sealed cells of each stage (columns) after each stage (rows)."""
+    rows = [(stage["stage"], (stage.get("sealed") or {}).get("stages", {})) for stage in stages]
+    columns = sorted({int(part) for _, row in rows for part in row})
+    if len(columns) < 2:
+        return ""
+    lines = [
+        [f"after stage {number}", *(f"{row[str(part)]:.3f}" if str(part) in row else "" for part in columns)]
+        for number, row in rows
+    ]
+    return table(["", *(f"sealed in {part}" for part in columns)], lines)
+
+
 def verify(context: typer.Context, directory: Directory, as_json: Json = False) -> None:
     """Check that a model is as it was written.
 
     Hashes of its files, chain of its stages, fingerprint of its weights.
     """
-    from evercell.checkpoint import FILES, is_model, load
+    from evercell.checkpoint import FILES, is_model, load, load_stage, stages_kept
 
     console: Console = context.obj
     path = model_folder(str(directory))
@@ -89,12 +104,15 @@ def verify(context: typer.Context, directory: Directory, as_json: Json = False) 
         raise ModelError(f"`{path}` is no model: it has no annotator.json", hint="give the directory of a model")
     try:
         model = load(path)
+        for stage in stages_kept(path):
+            load_stage(path, stage, now=model)
     except ModelError as error:
         console.error(error.message, error.hint)
         console.result(f"{path}: not as it was written", {"ok": False, "error": error.message}, as_json=as_json)
         raise typer.Exit(1) from error
     facts = {"ok": True, "fingerprint": model.fingerprint, "stages": len(model.ledger), "head": model.ledger.head}
-    parts = f"files: {len(FILES)}, stages: {len(model.ledger)}, fingerprint: {model.fingerprint}"
+    n_files = len(FILES) + (model.sealed is not None)
+    parts = f"files: {n_files}, stages: {len(model.ledger)}, fingerprint: {model.fingerprint}"
     text = f"{path}: as it was written\n  {parts}"
     console.result(text, facts, as_json=as_json)
 

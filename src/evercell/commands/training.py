@@ -87,7 +87,7 @@ def train(
     from evercell.finetuning import ModelSettings
     from evercell.finetuning import train as train_model
 
-    run = _Run(context.obj, output, overwrite=overwrite, device=device)
+    run = Run(context.obj, output, overwrite=overwrite, device=device)
     console = run.console
     if report is not None:
         check_file_output(report, (".html",), option="--report")
@@ -151,7 +151,7 @@ def pretrain(
     from evercell.pretraining import PretrainingSettings
     from evercell.pretraining import pretrain as pretrain_model
 
-    run = _Run(context.obj, output, overwrite=overwrite, device=device)
+    run = Run(context.obj, output, overwrite=overwrite, device=device)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
     model = pretrain_model(
         files,
@@ -241,8 +241,8 @@ def _number(word: str, known: Sequence[str], backbone: str) -> tuple[str, int]:
     return name, int(value)
 
 
-class _Run:
-    """What `train` and `pretrain` share: checks before the work, the model directory and the words after it."""
+class Run:
+    """What `train`, `pretrain` and `update` share: checks before the work, the model directory, words after it."""
 
     def __init__(self, console: Console, output: Path, *, overwrite: bool, device: str) -> None:
         from evercell.training import choose_device
@@ -252,12 +252,12 @@ class _Run:
         check_model_output(output, overwrite=overwrite)
         choose_device(device)
 
-    def saved(self, model: Annotator) -> Mapping[str, Any]:
-        """Write the model, say what was done to the data, and return the facts of its last stage."""
+    def saved(self, model: Annotator, *, previous: Path | None = None) -> Mapping[str, Any]:
+        """Write the model, and in it the one it was made from; say what was done; return the last stage's facts."""
         from evercell.checkpoint import save
         from evercell.labels import listed
 
-        save(model, self.output, card=model_card(model), overwrite=self.overwrite)
+        save(model, self.output, card=model_card(model), overwrite=self.overwrite, previous=previous)
         console, facts = self.console, model.ledger.stages[-1].facts
         for one in facts["data"]:
             source = f", counts from {one['counts']}" if "counts" in one else ""

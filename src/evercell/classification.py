@@ -1,0 +1,153 @@
+"""Learning to tell types, as the first training and every update do it: loss, look at held-out cells, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from evercell.annotator import Annotator, best_temperature
+from evercell.augmentation import Augmentation
+from evercell.bank import ExampleBank, balanced_rows
+from evercell.discriminant import RunningSums
+from evercell.evaluation import evaluate
+from evercell.linear import LinearModel
+from evercell.rejection import Rejector
+from evercell.tokenizers import View
+from evercell.training import TrainingSettings
+from evercell.training_cells import TrainingCells
+
+BLOCK = 4096  # cells whose representations are made at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, as a strategy's penalty sees it.
+
+    Parameters
+    ----------
+    rows
+        Rows of the training cells (B,).
+    view
+        Random view of these cells.
+    representation
+        (B, D), with gradient.
+    logits
+        Of each member of the backbone (B, S, K), with gradient.
+    """
+
+    rows: np.ndarray
+    view: View
+    representation: Tensor
+    logits: Tensor
+
+
+def classification_loss(
+    model: Annotator,
+    cells: TrainingCells,
+    weights: np.ndarray,
+    *,
+    training: TrainingSettings,
+    augmentation: Augmentation,
+    penalty: Callable[[Batch], Tensor | None] | None = None,
+) -> Callable[[np.random.Generator], Tensor]:
+    """Cross-entropy with label smoothing on random views of randomly drawn cells, and what a strategy adds to it."""
+    measured, device = cells.measured_by_any, model.device
+    cumulative = np.cumsum(weights)
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        rows = np.searchsorted(cumulative, rng.random(training.batch_size) * cumulative[-1])
+        view = augmentation.view(cells.counts[rows], measured, rng)
+        representation = model.backbone(model.tokenizer.tokenize(view).to(device))
+        logits = model.head.member_logits(representation, model.backbone.members)  # (B, S, K)
+        codes = torch.from_numpy(cells.codes[rows]).to(device).unsqueeze(1).expand(logits.shape[:2])
+        value = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), label_smoothing=training.label_smoothing)
+        more = None if penalty is None else penalty(Batch(rows, view, representation, logits))
+        return value if more is None else value + more
+
+    return loss
+
+
+def held_out_loss(model: Annotator, cells: TrainingCells, most: int = 1000) -> Callable[[], dict[str, float]]:
+    """Loss and accuracy of the transformer on held-out cells, at most `most` of them, evenly spaced."""
+    rows = np.linspace(0, len(cells) - 1, min(most, len(cells))).astype(int)
+    view = View.whole(cells.counts[rows], cells.measured_by_any)
+    codes = torch.from_numpy(cells.codes[rows])
+
+    def validate() -> dict[str, float]:
+        _, logits = model.represent(view)
+        found = torch.from_numpy(logits)
+        accuracy = (found.argmax(dim=1) == codes).float().mean()
+        return {"loss": float(F.cross_entropy(found, codes)), "accuracy": float(accuracy)}
+
+    return validate
+
+
+def fitted_rejector(model: Annotator, rejector: type[Rejector], cells: TrainingCells, *, seed: int) -> Rejector:
+    """Rejector fitted on training cells, not calibrated yet."""
+    rows = balanced_rows(cells.codes, 4000, np.random.default_rng(seed))
+    outputs = model.outputs(View.whole(cells.counts[rows], cells.measured_by_any))
+    return rejector.fitted(outputs, cells.codes[rows])
+
+
+def calibrated(
+    model: Annotator, rejector: type[Rejector], cells: TrainingCells, held_out: TrainingCells, *, seed: int
+) -> Annotator:
+    """The model with its temperature and the thresholds of its rejector set on held-out cells."""
+    view = View.whole(held_out.counts, held_out.measured_by_any)
+    uncalibrated = replace(model, temperature=1.0).outputs(view)
+    model = replace(model, temperature=best_temperature(uncalibrated.log_proba, held_out.codes))
+    fitted = fitted_rejector(model, rejector, cells, seed=seed)
+    return replace(model, rejector=fitted.calibrated(model.outputs(view)))
+
+
+def held_out_metrics(model: Annotator, baseline: LinearModel, held_out: TrainingCells) -> dict[str, Any]:
+    """Figures of the model, of its transformer alone and of the linear baseline on held-out cells."""
+    view = View.whole(held_out.counts, held_out.measured_by_any)
+    outputs, linear = model.outputs(view), baseline.log_proba(view)
+    names = np.asarray(model.types.names)
+    truth, transformer = names[held_out.codes], names[outputs.logits.argmax(axis=1)]
+    told = evaluate(truth, names[linear.argmax(axis=1)], confidence=np.exp(linear.max(axis=1)))
+    return {
+        "model": evaluate(truth, names[outputs.codes], confidence=outputs.confidence).to_dict(),
+        "transformer": _short(evaluate(truth, transformer).figures()),
+        "linear": _short(told.figures()),
+    }
+
+
+def _short(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the report and the card print."""
+    return {name: figures[name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "ece")}
+
+
+def features_of(model: Annotator, cells: TrainingCells | ExampleBank) -> np.ndarray:
+    """What the classifier sees of each cell (N, W), float32: the representation, behind the head's hidden layers."""
+    found = [np.zeros((0, model.head.classifier.in_features), dtype=np.float32)]
+    for start in range(0, len(cells), BLOCK):
+        representation, _ = model.represent(View.whole(cells.counts[start : start + BLOCK]))
+        with torch.inference_mode():
+            found.append(model.head.features(torch.from_numpy(representation).to(model.device)).cpu().numpy())
+    return np.concatenate(found)
+
+
+def sums_of(model: Annotator, cells: TrainingCells | ExampleBank) -> RunningSums:
+    """Running sums over cells, for the closed-form head of `analytic`."""
+    return RunningSums.of(features_of(model, cells), cells.codes, len(model.types))
+
+
+def sealed_figures(model: Annotator) -> dict[str, Any]:
+    """Share of right labels on the sealed cells of each stage, by its number, and of each type (`recall`, `cells`)."""
+    sealed = model.sealed
+    if sealed is None or not len(sealed):
+        return {"stages": {}, "types": {}}
+    right = model.outputs(View.whole(sealed.counts)).codes == sealed.codes
+    of_types = {model.types.names[code]: right[sealed.codes == code] for code in np.unique(sealed.codes)}
+    return {
+        "stages": {str(stage): float(right[sealed.stages == stage].mean()) for stage in np.unique(sealed.stages)},
+        "types": {name: {"cells": len(cells), "recall": float(cells.mean())} for name, cells in of_types.items()},
+    }

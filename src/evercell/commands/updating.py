@@ -1,0 +1,284 @@
+"""`update`, and what looks at the stages of a model: `diff`, `revert`, `bisect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evercell.commands.console import Console, examples
+from evercell.commands.models import Directory, load_model, model_folder
+from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Seed, Species
+from evercell.commands.paths import check_model_output, file_names, read_file
+from evercell.commands.training import Batch, Donor, Output, Resume, Run, Samples
+from evercell.errors import LabelsError, ModelError
+from evercell.model_card import score_table, table
+
+if TYPE_CHECKING:
+    from evercell.annotator import Annotator
+
+
+def update(
+    context: typer.Context,
+    *,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory of the model that is to learn.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="New labelled cells, raw counts.")],
+    labels: Labelled,
+    output: Output,
+    strategy: Annotated[
+        str,
+        typer.Option("--strategy", metavar="NAME", help="canal, replay, analytic, lwf, ewc, naive or joint."),
+    ] = "canal",
+    mapping: Annotated[
+        Path | None,
+        typer.Option(
+            "--mapping", metavar="FILE", help="What labels mean: label and name of a type. .yaml, .json, .csv."
+        ),
+    ] = None,
+    accept_proposals: Annotated[
+        bool, typer.Option("--accept-proposals", help="Settle renamed and coarser labels as the model proposes.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", metavar="SHARE", help="Most of its sealed cells that an old type may lose.")
+    ] = 0.02,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the model even if old types fall; nothing else is tried.")
+    ] = False,
+    joint_with: Annotated[
+        list[Path] | None,
+        typer.Option("--joint-with", metavar="FILE", help="Cells of an earlier stage, for joint. Repeatable."),
+    ] = None,
+    bank_size: Annotated[
+        int | None, typer.Option("--bank-size", metavar="N", help="Example cells kept afterwards, of all types.")
+    ] = None,
+    selection: Annotated[
+        str, typer.Option("--selection", metavar="NAME", help="Which cells: random, nearest, herding or kcentre.")
+    ] = "random",
+    donor: Donor = None,
+    batch: Batch = None,
+    layer: Layer = None,
+    species: Species = "auto",
+    gene_column: GeneColumn = None,
+    seed: Seed = 0,
+    samples: Samples = None,
+    device: Device = "auto",
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Teach a model new labelled cells.
+
+    MODEL stays as it is. The new model is tried on sealed cells of every earlier stage; where an old type falls, safer
+    settings are tried, and nothing is written if none of them holds.
+    """
+    from evercell.updating import STRATEGIES, UpdateSettings
+    from evercell.updating.update import update as update_model
+
+    run = Run(context.obj, output, overwrite=overwrite, device=device)
+    console = run.console
+    chosen = STRATEGIES[strategy].name
+    settings = UpdateSettings(selection=selection)
+    if samples is not None:
+        settings = replace(settings, training=replace(settings.training, samples=samples))
+    names = file_names(files)
+    old = load_model(model, console)
+    new = update_model(
+        old,
+        [read_file(file, console, layer=layer) for file in files],
+        labels,
+        groups=donor if donor is not None else batch,
+        strategy=chosen,
+        mapping=mapping,
+        accept_proposals=accept_proposals,
+        joint_with=[read_file(file, console, layer=layer) for file in joint_with] if joint_with else None,
+        bank_size=bank_size,
+        settings=settings,
+        seed=seed,
+        tolerance=tolerance,
+        force=force,
+        names=names,
+        layer=layer,
+        species=species,
+        gene_column=gene_column,
+        device=device,
+        state_folder=resume,
+        shown=console.shown,
+    )
+    facts = run.saved(new, previous=model_folder(model))
+    for row in facts["labels"]:
+        if row["by"] not in ("exact", ""):
+            console.note(f"label `{row['label']}` is `{row['to']}` ({row['by']})")
+    if facts["strategy"] != chosen:
+        console.warning(f"with `{chosen}` old types fell; the model was made with `{facts['strategy']}`")
+    if not facts["tries"][-1]["holds"]:
+        console.warning(f"old types fell, and --force was given: {', '.join(facts['tries'][-1]['fallen'])}")
+    added = ", ".join(facts["types_added"]) or "none"
+    text = f"types added: {added}\non {facts['held_out']['cells']:,} held-out cells:\n{score_table(facts['metrics'])}"
+    if sealed := facts["tries"][-1]["types"]:
+        text += f"\nold types on sealed cells:\n{_sealed_table(sealed)}"
+    keys = ("strategy", "types_added", "genes_added", "labels", "tries", "sealed")
+    console.result(text, run.data(new) | {key: facts[key] for key in keys}, as_json=as_json)
+
+
+def _sealed_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    lines = [
+        [name, f"{row['cells']:,.0f}", f"{row['before']:.3f}", f"{row['after']:.3f}"] for name, row in rows.items()
+    ]
+    return table(["", "cells", "before", "after"], lines)
+
+
+def diff(
+    context: typer.Context,
+    first: Annotated[Path, typer.Argument(metavar="A", help="Directory of a model.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Directory of another model, such as its update.")],
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Cells that both models label.")] = None,
+    *,
+    layer: Layer = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two models.
+
+    Types, each type's share of right labels on the sealed cells, and the labels that change on FILE.
+    """
+    console: Console = context.obj
+    models = {str(path): load_model(str(path), console) for path in (first, second)}
+    a, b = models.values() if len(models) == 2 else (next(iter(models.values())),) * 2
+    added = [name for name in b.types.names if name not in a.types]
+    missing = [name for name in a.types.names if name not in b.types]
+    recall = [_sealed_recall(one) for one in (a, b)]
+    shared = [name for name in a.types.names if all(name in one for one in recall)]
+    per_type = {name: {"a": recall[0][name], "b": recall[1][name]} for name in shared}
+    lines = [
+        f"types only in {first}: {', '.join(missing) or 'none'}",
+        f"types only in {second}: {', '.join(added) or 'none'}",
+    ]
+    if per_type:
+        rows = [[name, f"{row['a']:.3f}", f"{row['b']:.3f}"] for name, row in per_type.items()]
+        lines.append(f"right labels on the sealed cells of each model:\n{table(['', 'A', 'B'], rows)}")
+    data: dict[str, Any] = {"only_in_a": missing, "only_in_b": added, "types": per_type}
+    if file is not None:
+        changes, n_cells = _label_changes(a, b, file, console, layer)
+        data |= {"cells": n_cells, "changes": changes}
+        n_changed = sum(one["cells"] for one in changes)
+        lines.append(f"labels that change on {file}: {n_changed:,} of {n_cells:,} cells")
+        if changes:
+            rows = [[one["a"], one["b"], f"{one['cells']:,}"] for one in changes]
+            lines.append(table(["A", "B", "cells"], rows))
+    console.result("\n".join(lines), data, as_json=as_json)
+
+
+def _sealed_recall(model: Annotator) -> dict[str, float]:
+    """Share of right labels of each type on the sealed cells, from the last stage of the ledger."""
+    facts = model.ledger.stages[-1].facts if len(model.ledger) else {}
+    types = (facts.get("sealed") or {}).get("types", {})
+    return {name: row["recall"] for name, row in types.items()}
+
+
+def _label_changes(
+    a: Annotator, b: Annotator, file: Path, console: Console, layer: str | None
+) -> tuple[list[dict[str, Any]], int]:
+    """Labels that two models give the same cells, where they differ, the most frequent first."""
+    from collections import Counter
+
+    from evercell.annotation import annotate
+
+    cells = read_file(file, console, layer=layer)
+    labels = [annotate(model, cells, layer=layer, name=str(file), shown=console.shown).labels for model in (a, b)]
+    pairs = Counter((str(one), str(two)) for one, two in zip(*labels, strict=True) if str(one) != str(two))
+    return [{"a": one, "b": two, "cells": n} for (one, two), n in pairs.most_common()], cells.n_obs
+
+
+def revert(
+    context: typer.Context,
+    directory: Directory,
+    *,
+    stage: Annotated[int, typer.Option("--stage", metavar="N", help="Stage to go back to.")],
+    output: Output,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as it was after an earlier stage.
+
+    An updated model keeps its earlier stages.
+    """
+    from evercell.checkpoint import revert as revert_model
+
+    console: Console = context.obj
+    check_model_output(output, overwrite=overwrite)
+    model = revert_model(model_folder(str(directory)), stage, output, overwrite=overwrite)
+    facts = {"model": output, "stage": stage, "fingerprint": model.fingerprint, "types": model.types.names}
+    console.result(f"{output}: stage {stage}, {len(model.types):,} cell types", facts, as_json=as_json)
+
+
+def bisect(
+    context: typer.Context,
+    directory: Directory,
+    *,
+    cell_type: Annotated[str, typer.Option("--type", metavar="NAME", help="Cell type that has got worse.")],
+    as_json: Json = False,
+) -> None:
+    """Find the stage in which a type got worse.
+
+    Told by the ledger: each update was tried on the sealed cells of the stages before it.
+    """
+    from evercell.ledger import Ledger
+
+    file = model_folder(str(directory)) / "ledger.jsonl"
+    if not file.is_file():
+        raise ModelError(f"`{directory}` is no model: it has no ledger.jsonl", hint="give the directory of a model")
+    ledger = Ledger.from_text(file.read_text(encoding="utf-8"), name=str(file))
+    learnt = [stage.facts["stage"] for stage in ledger if cell_type in stage.facts.get("types_added", [])]
+    if not learnt:
+        known = sorted({name for stage in ledger for name in stage.facts.get("types_added", [])})
+        raise LabelsError(
+            f"the model has no cell type `{cell_type}`", hint=f"it knows {', '.join(f'`{name}`' for name in known)}"
+        )
+    rows = [
+        {
+            "stage": stage.facts["stage"],
+            "strategy": stage.facts["strategy"],
+            **stage.facts["tries"][-1]["types"][cell_type],
+        }
+        for stage in ledger
+        if stage.facts.get("verb") == "update" and cell_type in stage.facts["tries"][-1]["types"]
+    ]
+    worst = max(rows, key=lambda row: row["before"] - row["after"], default=None)
+    fell = worst is not None and worst["after"] < worst["before"]
+    lines = [f"`{cell_type}` was learnt in stage {learnt[0]}"]
+    if rows:
+        shown = [
+            [
+                f"stage {row['stage']} ({row['strategy']})",
+                f"{row['cells']:,}",
+                f"{row['before']:.3f}",
+                f"{row['after']:.3f}",
+            ]
+            for row in rows
+        ]
+        lines.append(table(["", "sealed cells", "before", "after"], shown))
+    lines.append(
+        f"it fell most in stage {worst['stage']}" if worst is not None and fell else "it fell in no later stage"
+    )
+    data = {
+        "type": cell_type,
+        "learnt": learnt[0],
+        "stages": rows,
+        "fell_in": worst["stage"] if worst and fell else None,
+    }
+    context.obj.result("\n".join(lines), data, as_json=as_json)
+
+
+COMMANDS = {
+    update: examples(
+        "evercell update model new.h5ad --labels cell_type --donor donor --output model2",
+        "evercell update model new.h5ad --labels celltype --mapping labels.csv --strategy analytic --output model2",
+    ),
+    diff: examples("evercell diff model model2", "evercell diff model model2 query.h5ad --json"),
+    revert: examples(
+        "evercell revert model2 --stage 1 --output model1", "evercell revert model2 --stage 1 --output model1 --json"
+    ),
+    bisect: examples("evercell bisect model2 --type beta", "evercell bisect model2 --type 'T cell' --json"),
+}

@@ -1,0 +1,237 @@
+"""What every strategy shares: the four hooks around the training loop, and what they are given."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evercell.annotator import Annotator
+from evercell.augmentation import Augmentation
+from evercell.bank import ExampleBank
+from evercell.bank_selection import SELECTIONS, selected_rows
+from evercell.classification import Batch, features_of
+from evercell.discriminant import RunningSums
+from evercell.errors import SettingsError
+from evercell.tokenizers import View
+from evercell.training import TrainingSettings
+from evercell.training_cells import TrainingCells
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How a model learns a new data set; the ledger stores this.
+
+    Parameters
+    ----------
+    training
+        See `TrainingSettings`.
+    augmentation
+        Random views of training cells; None takes those that the model was made with.
+    replay
+        Share of the training draws that are cells of the bank.
+    distillation
+        Weight of keeping the old representation (CANAL's lambda).
+    selection
+        How the bank chooses its cells: ``random``, ``nearest``, ``herding`` or ``kcentre``.
+    bank
+        Size of the bank afterwards; None keeps the size that the model was made with.
+    balance
+        How cells of the new data set are drawn: ``sqrt``, ``equal`` or ``none``.
+    held_out
+        Share of the new cells held out to stop early, calibrate and report on.
+    refit
+        Train once more on all cells, held-out ones included but for those that are sealed.
+    sealed
+        Most cells to seal in this stage.
+    new_genes
+        Learn of genes that the model does not have yet.
+    least_cells
+        A new gene must be expressed in this many training cells.
+    """
+
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(samples=12_000, learning_rate=1e-3, evaluations=6)
+    )
+    augmentation: Augmentation | None = None
+    replay: float = 0.4
+    distillation: float = 0.1
+    selection: str = "random"
+    bank: int | None = None
+    balance: str = "sqrt"
+    held_out: float = 0.15
+    refit: bool = True
+    sealed: int = 500
+    new_genes: bool = True
+    least_cells: int = 3
+
+    def __post_init__(self) -> None:
+        if self.balance not in ("sqrt", "equal", "none"):
+            raise SettingsError(f"balance must be sqrt, equal or none, not `{self.balance}`")
+        if self.selection not in SELECTIONS:
+            raise SettingsError(
+                f"there is no selection `{self.selection}`", hint=f"choose one of: {', '.join(SELECTIONS)}"
+            )
+        if not 0 < self.held_out < 1 or not 0 < self.replay < 1:
+            raise SettingsError(f"held_out and replay must lie between 0 and 1, not {self.held_out} and {self.replay}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """One stage of learning.
+
+    Parameters
+    ----------
+    teacher
+        Frozen copy of the old model.
+    model
+        Model being trained: the old one, grown to the new types and genes.
+    cells
+        Labelled cells of the new data set to train on.
+    bank
+        Example cells of earlier stages, over the genes of `model`.
+    earlier
+        Data sets of earlier stages given again, for `joint`.
+    settings, seed
+        Of the update.
+    """
+
+    teacher: Annotator
+    model: Annotator
+    cells: TrainingCells
+    bank: ExampleBank
+    earlier: TrainingCells | None
+    settings: UpdateSettings
+    seed: int
+
+    @property
+    def stage(self) -> int:
+        """Number of the stage."""
+        return len(self.teacher.ledger) + 1
+
+    def remembered(self) -> TrainingCells:
+        """Cells of earlier stages that are at hand: the data sets given again, or else the bank."""
+        return self.earlier if self.earlier is not None else of_bank(self.bank)
+
+    def taught(self, view: View) -> tuple[Tensor, Tensor]:
+        """What the teacher makes of a view: features (B, W) and logits (B, K of the teacher), without gradients."""
+        n_genes = len(self.teacher.vocabulary)
+        known = View(view.counts[:, :n_genes].tocsr(), view.totals, view.measured[:n_genes])
+        with torch.no_grad():
+            tokens = self.teacher.tokenizer.tokenize(known).to(self.model.device)
+            representation = self.teacher.backbone(tokens)
+            return self.teacher.head.features(representation), self.teacher.head(representation)
+
+
+@dataclass(frozen=True)
+class StageCells:
+    """Cells that a strategy trains on, and the probability with which each is drawn (N,)."""
+
+    cells: TrainingCells
+    weights: np.ndarray
+
+
+class Strategy(ABC):
+    """How an update keeps what earlier stages learnt. One instance serves one training; it may keep what it needs."""
+
+    name: ClassVar[str]
+    trained: ClassVar[Literal["everything", "last layers", "nothing"]] = "everything"
+    """Which weights of the backbone are trained, besides the head and the rows of new genes."""
+    replays: ClassVar[bool] = False
+    """Whether bank cells are trained on, so that more of them is a safer setting."""
+    uses_bank: ClassVar[bool] = True
+    """Whether cells of earlier stages may be used at all. Without them the linear member is left out: fitted on new
+    cells alone it would forbid every old type."""
+    learns_genes: ClassVar[bool] = True
+    """Whether genes that the model does not have yet are added."""
+
+    def begin(self, stage: StageContext) -> None:
+        """Before the training: choose the weights to be trained, estimate what the penalty needs."""
+        trained_weights(stage, self.trained)
+
+    def training_cells(self, stage: StageContext) -> StageCells:
+        """Cells to train on; the new ones unless a strategy says otherwise."""
+        return StageCells(stage.cells, stage.cells.sampling_weights(stage.settings.balance))
+
+    def penalty(self, stage: StageContext, batch: Batch) -> Tensor | None:
+        """Added to the cross-entropy of a batch."""
+        return None
+
+    def end(self, stage: StageContext) -> Annotator:
+        """After the training: the model with its bank filled again and its running sums brought up to date."""
+        return refilled(stage, sums=None)
+
+
+def trained_weights(stage: StageContext, which: str) -> None:
+    """Let gradients reach only the weights to be trained."""
+    backbone, head = stage.model.backbone, stage.model.head
+    backbone.requires_grad_(which == "everything")
+    head.requires_grad_(which != "nothing")
+    if which == "last layers":
+        for module in backbone.last_layers():
+            module.requires_grad_(True)
+        for module in backbone.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(True)
+        n_old = len(stage.teacher.vocabulary)
+        if len(stage.model.vocabulary) > n_old:
+            for name, weight in backbone.named_parameters():
+                if "gene_" in name:
+                    weight.requires_grad_(True)
+                    weight.register_hook(lambda gradient: torch.cat([0.0 * gradient[:n_old], gradient[n_old:]]))
+
+
+def of_bank(bank: ExampleBank) -> TrainingCells:
+    """Bank cells as training cells."""
+    return TrainingCells(bank.counts, bank.codes, bank.studies, bank.measured, None)
+
+
+def joined_cells(first: TrainingCells, second: TrainingCells) -> TrainingCells:
+    """Cells of both, over the same genes; groups are dropped."""
+    both = first.as_bank(stage=1).joined(second.as_bank(stage=2))
+    return of_bank(both)
+
+
+def replayed(stage: StageContext) -> StageCells:
+    """Bank and new cells; `settings.replay` is the share of draws that are of the bank, its types drawn alike."""
+    new, old = stage.cells, of_bank(stage.bank)
+    fresh = new.sampling_weights(stage.settings.balance)
+    if not len(old):
+        return StageCells(new, fresh)
+    again = 1.0 / np.bincount(old.codes)[old.codes]
+    share = stage.settings.replay
+    return StageCells(
+        joined_cells(old, new), np.concatenate([share * again / again.sum(), (1.0 - share) * fresh / fresh.sum()])
+    )
+
+
+def refilled(stage: StageContext, *, sums: RunningSums | None) -> Annotator:
+    """The trained model with its bank filled again from bank and new cells, quotas equal over all types.
+
+    Without `sums` they are taken over bank and new cells: those of earlier stages are of another representation.
+    """
+    model, settings = stage.model, stage.settings
+    pool = stage.bank.joined(stage.cells.as_bank(stage=stage.stage))
+    features = features_of(model, pool)
+    total = settings.bank if settings.bank is not None else int(model.settings.get("bank", 1000))
+    rows = selected_rows(
+        pool.codes,
+        pool.stages,
+        total,
+        how=settings.selection,
+        features=features,
+        rows_of_types=model.head.classifier.weight.detach().cpu().numpy(),
+        rng=np.random.default_rng(stage.seed),
+    )
+    if sums is None:
+        sums = RunningSums.of(features, pool.codes, len(model.types))
+    return replace(model, bank=pool.taken(rows), strategy_state=sums.widened(len(model.types)).arrays())

@@ -1,0 +1,271 @@
+"""`update`: a finished model learns a new labelled data set; the old model stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from evercell.annotator import Annotator
+from evercell.augmentation import Augmentation
+from evercell.bank import ExampleBank
+from evercell.celltypes import CellTypes, read_mapping
+from evercell.classification import sealed_figures
+from evercell.errors import GateError, ModelError
+from evercell.evaluation import Split, split_cells
+from evercell.genes import GeneVocabulary
+from evercell.training import choose_device
+from evercell.training_cells import (
+    Study,
+    TrainingCells,
+    chosen_genes,
+    describe,
+    gather,
+    read_studies,
+    sealed_rows,
+)
+from evercell.updating import STRATEGIES
+from evercell.updating.base import UpdateSettings
+from evercell.updating.gate import tried_on_sealed
+from evercell.updating.growth import with_genes_of
+from evercell.updating.settlement import settled
+from evercell.updating.stage import Made, StageMaker
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+MOST_REPLAY = 0.8
+
+
+def update(
+    model: Annotator,
+    data: AnnData | Sequence[AnnData],
+    labels: str = "cell_type",
+    *,
+    groups: str | None = None,
+    strategy: str = "canal",
+    mapping: Mapping[str, str] | str | Path | None = None,
+    accept_proposals: bool = False,
+    joint_with: Sequence[AnnData] | None = None,
+    bank_size: int | None = None,
+    settings: UpdateSettings | None = None,
+    seed: int = 0,
+    tolerance: float = 0.02,
+    force: bool = False,
+    names: Sequence[str] | None = None,
+    layer: str | None = None,
+    species: str = "auto",
+    gene_column: str | None = None,
+    device: str = "auto",
+    state_folder: Path | None = None,
+    shown: bool | None = None,
+) -> Annotator:
+    """Teach a model a new labelled data set without forgetting the earlier ones.
+
+    The new model is tried on sealed cells of every earlier stage. If an old type falls by more than `tolerance`, the
+    update is tried again with twice the replay (where the strategy replays), then with `analytic`; the first that holds
+    is returned.
+
+    Parameters
+    ----------
+    model
+        A model with cell types; it stays as it is.
+    data, labels, groups
+        As `train` takes them.
+    strategy
+        A name of `STRATEGIES`.
+    mapping
+        Label -> name of a type, or a file of that (`read_mapping`); goes before every other rule. A label mapped to its
+        own name is a new type.
+    accept_proposals
+        Settle renamed and coarser labels as the old model proposes.
+    joint_with
+        Data sets of earlier stages, for the strategy `joint`.
+    bank_size
+        Size of the example bank afterwards; by default that of the model.
+    settings
+        See `UpdateSettings`.
+    seed
+        The same seed, model, data and machine give the same new model.
+    tolerance
+        Share of its sealed cells that an old type may lose.
+    force
+        Return what was asked for, tried once, even if an old type falls.
+    names, layer, species, gene_column, device, state_folder, shown
+        As `train` takes them.
+
+    Returns
+    -------
+    Annotator
+        A new model. Its last stage in the ledger holds the settled labels, the figures on held-out cells, and all tries
+        with each old type's recall on sealed cells before and after.
+
+    Raises
+    ------
+    LabelsError
+        Labels must be settled first, or cannot be read.
+    GateError
+        No try kept the old types.
+    CellsError, GenesError, ModelError, SettingsError
+
+    Examples
+    --------
+    >>> import evercell as ec
+    >>> from evercell.testing import synthetic_cells
+    >>> from evercell.finetuning import quick_settings
+    >>> model = ec.train(synthetic_cells(seed=1), groups="donor", settings=quick_settings())
+    >>> new = synthetic_cells(n_types=5, seed=2)
+    >>> model = ec.update(model, new, groups="donor", mapping={"acinar": "acinar"})
+    >>> model.types.names[-1], len(model.ledger)
+    ('acinar', 2)
+    """
+    settings = settings or UpdateSettings()
+    if bank_size is not None:
+        settings = replace(settings, bank=bank_size)
+    if settings.augmentation is None:
+        settings = replace(settings, augmentation=Augmentation(**model.settings.get("augmentation", {})))
+    asked = STRATEGIES[strategy]
+    if not len(model.types):
+        raise ModelError("the model knows no cell types yet", hint="make a first model with `evercell train --from`")
+    old = model.on(choose_device(device))
+    stage = len(old.ledger) + 1
+    adatas = [data] if not isinstance(data, Sequence) else list(data)
+    studies = read_studies(adatas, labels, groups=groups, layer=layer, names=names, least_types=1)
+    chosen = read_mapping(mapping) if isinstance(mapping, str | Path) else mapping
+    agreed = settled(
+        old, studies, mapping=chosen, accept_proposals=accept_proposals, species=species, column=gene_column
+    )
+    studies = agreed.studies
+    types = old.types.extended(sorted({name for study in studies for name in study.labels}), stage)
+
+    cells, vocabulary, split = _gathered(
+        old, studies, types, settings=settings, seed=seed, species=species, column=gene_column, grow=asked.learns_genes
+    )
+    earlier = None
+    if joint_with is not None:
+        earlier_names = [f"earlier {i + 1}" for i in range(len(joint_with))]
+        given = read_studies(joint_with, labels, layer=layer, names=earlier_names, least_types=1)
+        known = settled(old, given, mapping=None, accept_proposals=True, species=species, column=gene_column)
+        earlier = gather(known.studies, vocabulary, types, species=species, column=gene_column)
+        earlier = without_sealed(earlier, old.sealed)
+
+    described = [describe(study) for study in studies]
+    if state_folder is not None:  # an update of other data, settings or model is another run
+        run = json.dumps([described, settings.to_dict(), seed, strategy, old.fingerprint, list(types.names)])
+        state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
+    sealed = sealed_rows(cells, split.validation, settings.sealed, seed=seed)
+    maker = StageMaker(old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown)
+    made, tries = _first_that_holds(maker, _attempts(strategy, settings, force=force), state_folder, tolerance, force)
+    new_sealed = cells.taken(sealed).as_bank(stage=stage)
+    if len(made.model.vocabulary) < new_sealed.counts.shape[1]:
+        new_sealed = new_sealed.over_genes(len(made.model.vocabulary))
+    kept = new_sealed if old.sealed is None else old.sealed.joined(new_sealed)
+    published = replace(made.model, sealed=kept)
+    facts = {
+        "verb": "update",
+        "strategy": tries[-1]["strategy"],
+        "asked": strategy,
+        "data": described,
+        "types_added": [name for name in types.names if name not in old.types],
+        "genes_added": len(published.vocabulary) - len(old.vocabulary),
+        "labels": agreed.to_dict(),
+        "settings": made.settings.to_dict(),
+        "seed": seed,
+        "base": old.fingerprint,
+        "held_out": {
+            "by": split.by,
+            "groups": list(split.held_out),
+            "cells": len(split.validation),
+            "note": split.note,
+        },
+        "metrics": made.metrics,
+        "history": made.history.rows,
+        "steps": made.history.best_step,
+        "tolerance": tolerance,
+        "forced": force,
+        "tries": tries,
+        "sealed": sealed_figures(published),
+    }
+    return replace(published, ledger=old.ledger.appended(facts))
+
+
+def _gathered(
+    old: Annotator,
+    studies: Sequence[Study],
+    types: CellTypes,
+    *,
+    settings: UpdateSettings,
+    seed: int,
+    species: str,
+    column: str | None,
+    grow: bool,
+) -> tuple[TrainingCells, GeneVocabulary, Split]:
+    """New cells over the old genes and those that they express besides, and which of them are held out."""
+    vocabulary = old.vocabulary
+    if grow and settings.new_genes and old.settings.get("variable_genes") is None:
+        vocabulary = with_genes_of(vocabulary, studies, species=species, column=column)
+    cells = without_sealed(gather(studies, vocabulary, types, species=species, column=column), old.sealed)
+    split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
+    expressed = chosen_genes(cells.taken(split.train), least_cells=settings.least_cells, variable_genes=None)
+    columns = np.union1d(np.arange(len(old.vocabulary)), expressed)
+    names, symbols = (tuple(all_of[i] for i in columns) for all_of in (vocabulary.names, vocabulary.symbols))
+    return cells.over_genes(columns), replace(vocabulary, names=names, symbols=symbols), split
+
+
+def _first_that_holds(
+    maker: StageMaker,
+    attempts: Sequence[tuple[str, UpdateSettings]],
+    state_folder: Path | None,
+    tolerance: float,
+    force: bool,
+) -> tuple[Made, list[dict[str, Any]]]:
+    """The first new model that the gate lets through, and what was tried until then."""
+    tries: list[dict[str, Any]] = []
+    for number, (name, settings) in enumerate(attempts, start=1):
+        folder = None if state_folder is None else state_folder / f"{number}-{name}"
+        made = maker.made(STRATEGIES[name], settings, folder)
+        verdict = tried_on_sealed(maker.old, made.model, tolerance=tolerance)
+        tries.append({"strategy": name, "replay": settings.replay, **verdict.to_dict()})
+        if verdict.holds or force:
+            return made, tries
+    raise GateError(
+        f"old types fell by more than {tolerance:g} on sealed cells with every setting tried: {verdict.sentence()}",
+        hint="give --tolerance a larger share, give more labelled cells of these types, or --force to publish",
+    )
+
+
+def _attempts(strategy: str, settings: UpdateSettings, *, force: bool) -> list[tuple[str, UpdateSettings]]:
+    """What is tried, one after the other, until the gate holds."""
+    found = [(strategy, settings)]
+    if force:
+        return found
+    if STRATEGIES[strategy].replays:
+        found.append((strategy, replace(settings, replay=min(2 * settings.replay, MOST_REPLAY))))
+    if strategy != "analytic":
+        found.append(("analytic", settings))
+    return found
+
+
+def without_sealed(cells: TrainingCells, sealed: ExampleBank | None) -> TrainingCells:
+    """The cells without those that an earlier stage sealed: the same data set may be given twice."""
+    if sealed is None or not len(sealed):
+        return cells
+    secret = set(_cell_digests(sealed.counts))
+    n_genes = sealed.counts.shape[1]
+    keep = [one not in secret for one in _cell_digests(cells.counts[:, :n_genes].tocsr())]
+    return cells if all(keep) else cells.taken(np.flatnonzero(keep))
+
+
+def _cell_digests(counts: csr_matrix) -> list[bytes]:
+    counts.sort_indices()
+    bounds = zip(counts.indptr[:-1], counts.indptr[1:], strict=True)
+    return [
+        counts.indices[i:j].astype(np.int64).tobytes() + counts.data[i:j].astype(np.float32).tobytes()
+        for i, j in bounds
+    ]
