@@ -327,3 +327,14 @@ def test_as_many_cells_are_sealed_as_asked_at_most(cells: AnnData) -> None:
     none = train(cells, settings=replace(TINY, sealed=0))
     assert none.sealed is not None
     assert len(none.sealed) == 0
+
+
+def test_one_of_several_studies_may_hold_a_single_type() -> None:
+    whole, sorted_sample = synthetic_cells(120, seed=1), synthetic_cells(80, seed=2)
+    sorted_sample = sorted_sample[sorted_sample.obs["cell_type"] == "alpha"].copy()
+    model = train([whole, sorted_sample], settings=quick_settings(), shown=False)
+    assert len(model.types) == whole.obs["cell_type"].nunique()
+    with pytest.raises(LabelsError, match="alpha"):
+        train([sorted_sample, sorted_sample.copy()], settings=quick_settings(), shown=False)
+    with pytest.raises(LabelsError, match="alpha"):
+        train(sorted_sample, settings=quick_settings(), shown=False)

@@ -28,7 +28,7 @@ from evercell.classification import (
     sealed_figures,
     sums_of,
 )
-from evercell.errors import SettingsError
+from evercell.errors import LabelsError, SettingsError
 from evercell.evaluation import split_cells
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
@@ -175,8 +175,15 @@ def train(
     """
     settings = settings or ModelSettings()
     adatas = [data] if not isinstance(data, Sequence) else list(data)
-    studies = read_studies(adatas, labels, groups=groups, layer=layer, names=names)
+    # Of several studies one may hold a single type, as a sorted sample does; together they need two.
+    least_types = 2 if len(adatas) == 1 else 1
+    studies = read_studies(adatas, labels, groups=groups, layer=layer, names=names, least_types=least_types)
     types = CellTypes(tuple(sorted({name for study in studies for name in study.labels})))
+    if len(types) < 2:
+        raise LabelsError(
+            f"all data sets name only `{types.names[0]}`; at least two cell types are needed",
+            hint="name the column that holds the cell types with --labels",
+        )
     vocabulary = base.vocabulary if base is not None else vocabulary_of(studies, species=species, column=gene_column)
     cells = gather(studies, vocabulary, types, species=species, column=gene_column)
     split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
