@@ -101,8 +101,15 @@ def run_evercell(folder: Path) -> float:
 def child(tool: str, folder: Path) -> None:
     """Run one tool in this process; print seconds and peak memory."""
     seconds = {"scanpy": run_scanpy, "celltypist": run_celltypist, "evercell": run_evercell}[tool](folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """Peak memory of this program; getrusage would count that of the parent which it was forked from."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def forward(threads: int, repeats: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from evercell.backbones import BACKBONES, Backbone
-from evercell.backbones.gated_sum import GatedSum, shared_out
+from evercell.backbones.gated_sum import GatedSum, gated_sums, shared_out
 from evercell.finetuning import ModelSettings
 from evercell.tokenizers import TOKENIZERS, TokenBatch, Tokenizer, View
 from evercell.training import seeded
@@ -224,3 +224,18 @@ def test_errors_of_shared_work_are_raised(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(IndexError):
         shared_out(10, fails)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_gather_of_annotation_is_the_gather_of_training(members: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gene_ids = torch.randint(0, N_GENES, (5, 40), generator=generator)
+    lengths = torch.tensor([0, 1, 13, 39, 40])
+    counts = torch.randint(1, 6, (5, 40), generator=generator)  # values repeat, as they do in cells
+    values = torch.log1p(counts * 3.0) * (torch.arange(40) < lengths[:, None])
+    embedding, gate = torch.randn(N_GENES, 12, generator=generator), torch.randn(N_GENES, 6, generator=generator)
+    gate[3] = 200.0  # a gate that is wide open, and one that is shut
+    gate[4] = -200.0
+    slope, bias = torch.randn(6, generator=generator), torch.randn(6, generator=generator)
+    arguments = (gene_ids, values, lengths, embedding, gate, slope, bias, members)
+    torch.testing.assert_close(gated_sums(*arguments), GatedSum.apply(*arguments), rtol=1e-5, atol=1e-5)

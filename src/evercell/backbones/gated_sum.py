@@ -16,6 +16,8 @@ from torch import Tensor
 
 from evercell.threads import shared_out
 
+_MOST = 40.0  # exponents beyond this are cut off: the product of two such factors is still a number
+
 
 @numba.njit(cache=True, nogil=True)
 def _forward(  # type: ignore[no-untyped-def]
@@ -89,6 +91,65 @@ def _backward_gates(  # type: ignore[no-untyped-def]
                 grad_gene_gate[gene, k] += grad
                 grad_slope[k] += grad * value
                 grad_bias[k] += grad
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(  # type: ignore[no-untyped-def]
+    start, stop, gene_ids, values, lengths, embedding, gene_factor, slope, sums
+):
+    """Fill `sums` (B, S, M, D / S) for the cells `start` to `stop`, with the gene's part of each gate given.
+
+    Most tokens of a cell have the value of the one before, a single count, so the value's part is seldom computed.
+    """
+    n_latents, width, n_gates = sums.shape[2], sums.shape[3], gene_factor.shape[1]
+    value_factor = np.empty(n_gates, dtype=np.float32)
+    weights = np.empty(n_gates, dtype=np.float32)
+    for cell in range(start, stop):
+        sums[cell] = 0.0
+        last = np.float32(-1.0)
+        for token in range(lengths[cell]):
+            gene, value = gene_ids[cell, token], values[cell, token]
+            if value != last:
+                last = value
+                for k in range(n_gates):
+                    value_factor[k] = np.exp(min(max(-slope[k] * value, np.float32(-_MOST)), np.float32(_MOST)))
+            for k in range(n_gates):
+                weights[k] = value / (np.float32(1.0) + gene_factor[gene, k] * value_factor[k])
+            for k in range(n_gates):
+                member = k // n_latents
+                row = embedding[gene, member * width : (member + 1) * width]
+                into = sums[cell, member, k % n_latents]
+                for d in range(width):
+                    into[d] += weights[k] * row[d]
+
+
+def gated_sums(
+    gene_ids: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    embedding: Tensor,
+    gene_gate: Tensor,
+    slope: Tensor,
+    bias: Tensor,
+    members: int,
+) -> Tensor:
+    """What `GatedSum` gives, to rounding, for annotation: no gradient, and about half the time.
+
+    ``sigmoid(a + w v + b) = 1 / (1 + exp(-a - b) exp(-w v))``: the first factor belongs to the gene and is made once a
+    batch, the second to the value.
+    """
+    genes, token_values, n_tokens, rows, slopes = (
+        x.detach().numpy() for x in (gene_ids, values, lengths, embedding, slope)
+    )
+    gene_factor = np.exp(np.clip(-(gene_gate + bias).detach().numpy(), -_MOST, _MOST))
+    shape = (gene_ids.shape[0], members, gene_gate.shape[1] // members, embedding.shape[1] // members)
+    sums = np.empty(shape, dtype=np.float32)
+
+    def work(start: int, stop: int) -> None:
+        _gather(start, stop, genes, token_values, n_tokens, rows, gene_factor, slopes, sums)
+
+    shared_out(len(sums), work)
+    return torch.from_numpy(sums)
 
 
 class GatedSum(torch.autograd.Function):

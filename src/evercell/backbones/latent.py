@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from evercell.backbones.base import Backbone, TransformerBlock
-from evercell.backbones.gated_sum import GatedSum
+from evercell.backbones.gated_sum import GatedSum, gated_sums
 from evercell.tokenizers.base import TokenBatch
 
 
@@ -86,9 +86,11 @@ class LatentBackbone(Backbone):
         """Gated sums (B, S, M, D / S); padded tokens have value 0 and add nothing."""
         weight = self.gene_embedding.weight
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
-            gate = (self.gene_gate.weight, self.gate_slope, self.gate_bias)
-            lengths = tokens.mask.sum(dim=1)
-            sums: Tensor = GatedSum.apply(tokens.gene_ids, tokens.values, lengths, weight, *gate, self.members)
+            arguments = (
+                tokens.gene_ids, tokens.values, tokens.mask.sum(dim=1), weight, self.gene_gate.weight, self.gate_slope,
+                self.gate_bias, self.members,
+            )  # fmt: skip
+            sums: Tensor = GatedSum.apply(*arguments) if torch.is_grad_enabled() else gated_sums(*arguments)
             return sums
         values = tokens.values.unsqueeze(-1)  # (B, L, 1)
         gates = torch.sigmoid(self.gene_gate(tokens.gene_ids) + values * self.gate_slope + self.gate_bias) * values
