@@ -67,6 +67,27 @@ class ValueEncoder(nn.Module):
         return encoded
 
 
+class TokenBackbone(Backbone):
+    """A backbone with one state a token: gene plus value embeddings, blocks over the tokens, their mean."""
+
+    value_encoder: ValueEncoder
+    final_norm: nn.LayerNorm
+
+    def states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor | None]:
+        """Token states (B, L, D) and the token mask (B, L)."""
+        states = self.gene_embedding(tokens.gene_ids) + self.value_encoder(tokens.values)
+        mask = tokens.mask.clone()
+        mask[:, 0] |= ~mask.any(dim=1)  # a cell without tokens attends to one padded token instead of to none
+        for block in self.blocks:
+            states = block(states, mask)
+        return states, mask
+
+    def pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean over the tokens (B, D), normed."""
+        out: Tensor = self.final_norm(masked_mean(states, mask))
+        return out
+
+
 class FeedForward(nn.Module):
     """Position-wise network of a transformer block."""
 

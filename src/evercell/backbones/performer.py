@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from evercell.backbones.base import Backbone, FeedForward, ValueEncoder, heads, joined, masked_mean
-from evercell.tokenizers.base import TokenBatch
+from evercell.backbones.base import FeedForward, TokenBackbone, ValueEncoder, heads, joined
 
 
 def orthogonal_features(n_features: int, size: int, generator: torch.Generator) -> Tensor:
@@ -79,7 +78,7 @@ class PerformerBlock(nn.Module):
         return out
 
 
-class PerformerBackbone(Backbone):
+class PerformerBackbone(TokenBackbone):
     """Gene plus value embeddings, blocks of linear attention, mean over the tokens.
 
     Parameters
@@ -118,17 +117,3 @@ class PerformerBackbone(Backbone):
     def settings(self) -> dict[str, Any]:
         """Arguments, besides the number of genes, that make the same architecture again."""
         return dict(self._settings)
-
-    def states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor | None]:
-        """Token states (B, L, D) and the token mask (B, L)."""
-        states = self.gene_embedding(tokens.gene_ids) + self.value_encoder(tokens.values)
-        mask = tokens.mask.clone()
-        mask[:, 0] |= ~mask.any(dim=1)  # a cell without tokens attends to one padded token instead of to none
-        for block in self.blocks:
-            states = block(states, mask)
-        return states, mask
-
-    def pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean over the tokens (B, D), normed."""
-        out: Tensor = self.final_norm(masked_mean(states, mask))
-        return out

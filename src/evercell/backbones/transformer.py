@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from evercell.backbones.base import Backbone, TransformerBlock, ValueEncoder, masked_mean
-from evercell.tokenizers.base import TokenBatch
+from evercell.backbones.base import TokenBackbone, TransformerBlock, ValueEncoder
 
 
-class TransformerBackbone(Backbone):
+class TransformerBackbone(TokenBackbone):
     """Gene plus value embeddings, blocks of full attention, mean over the tokens.
 
     Parameters
@@ -47,17 +46,3 @@ class TransformerBackbone(Backbone):
     def settings(self) -> dict[str, Any]:
         """Arguments, besides the number of genes, that make the same architecture again."""
         return dict(self._settings)
-
-    def states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor | None]:
-        """Token states (B, L, D) and the token mask (B, L)."""
-        states = self.gene_embedding(tokens.gene_ids) + self.value_encoder(tokens.values)
-        mask = tokens.mask.clone()
-        mask[:, 0] |= ~mask.any(dim=1)  # a cell without tokens attends to one padded token instead of to none
-        for block in self.blocks:
-            states = block(states, mask)
-        return states, mask
-
-    def pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean over the tokens (B, D), normed."""
-        out: Tensor = self.final_norm(masked_mean(states, mask))
-        return out
