@@ -103,7 +103,7 @@ def load(name: str, data: Path | str = DATA) -> ad.AnnData:
     return _read(name, Path(data)).copy()
 
 
-def _take(study: Study, data: Path) -> ad.AnnData:
+def take(study: Study, data: Path) -> ad.AnnData:
     """Cells of a study that can be scored or trained on, with ``label``, ``study`` and ``group``."""
     cells = load(study.file, data)
     label = cells.obs[study.labels].astype(str)
@@ -128,8 +128,8 @@ def build(
     """Read the studies of a task and say which test cells are of a known type."""
     folder = Path(data)
     coarsen = coarsen or {}
-    training = [_take(study, folder) for study in train]
-    test_cells = _take(test, folder)
+    training = [take(study, folder) for study in train]
+    test_cells = take(test, folder)
     types = {str(label) for cells in training for label in cells.obs["label"].unique()}
     types |= {coarsen.get(label, label) for label in types}
     known = test_cells.obs["label"].isin(types).to_numpy()

@@ -15,6 +15,7 @@ from evercell.checkpoint import load
 from evercell.cli import main
 from evercell.demo import UNSEEN, Demo, run_demo
 from evercell.errors import ModelError
+from evercell.examples import EXAMPLES
 from evercell.finetuning import quick_settings
 
 
@@ -32,9 +33,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory, no_map: None) -> Demo:
 
 
 def test_everything_that_the_table_names_is_there(demo: Demo) -> None:
-    assert {file.name for file in demo.output.iterdir()} == {"model", "annotated.h5ad", "labels.csv", "report.html"}
+    written = {"model", "annotated.h5ad", "labels.csv", "report.html", "data"}
+    assert {file.name for file in demo.output.iterdir()} == written
+    assert {file.stem for file in (demo.output / "data").iterdir()} == set(EXAMPLES)
     table = demo.table()
-    for name in ("model", "annotated.h5ad", "labels.csv", "report.html"):
+    for name in written:
         assert str(demo.output / name) in table
     assert load(demo.output / "model").types.names[0] == "acinar"
     assert "linear baseline" in (demo.output / "model" / "MODEL_CARD.md").read_text()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evercell.examples import describe, load_example
+from evercell.examples import EXAMPLES, describe, example_path, load_example
 from evercell.model_card import model_card, training_facts
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Demo:
     Parameters
     ----------
     output
-        Folder with ``model``, ``annotated.h5ad``, ``labels.csv`` and ``report.html``.
+        Folder with ``model``, ``annotated.h5ad``, ``labels.csv``, ``report.html``, and ``data``: the packaged studies.
     studies
         Scores of each unseen study.
     held_out
@@ -100,6 +101,7 @@ class Demo:
             "annotated.h5ad": f"the cells of {UNSEEN[0]} with their labels",
             "labels.csv": "the labels as a table",
             "report.html": "a report, to be opened in a browser",
+            "data": "the packaged studies, to teach the model further",
         }
         lines += ["", *(f"{self.output / name!s:<34} {words}" for name, words in names.items())]
         return "\n".join(lines)
@@ -152,7 +154,9 @@ def run_demo(
     model = train(
         training, groups="donor", settings=settings, seed=seed, names=[TRAINED_ON], device=device, shown=shown
     )
-    output.mkdir(parents=True, exist_ok=True)
+    (output / "data").mkdir(parents=True, exist_ok=True)
+    for name in EXAMPLES:
+        shutil.copyfile(example_path(name), output / "data" / f"{name}.h5ad")
     save(model, output / "model", card=model_card(model), overwrite=True)
     linear = _linear_baseline(model, training, seed=seed)
     scores = []
