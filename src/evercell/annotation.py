@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from evercell import __version__
-from evercell.adaptation import LOST, fitted_to, lost_share
+from evercell.adaptation import LOST, familiar, fitted_to, lost_share
 from evercell.annotator import Annotator
 from evercell.cells import find_counts
 from evercell.errors import ModelError, SettingsError
 from evercell.genes import align
+from evercell.majority import LEAST_SHARE, clusters_in, made_clusters, majority_vote
 from evercell.progress import progress
-from evercell.rejection import Outputs
+from evercell.rejection import DEFAULT_RATE, Outputs
 from evercell.tokenizers import View
 from evercell.training import choose_device
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 UNKNOWN = "Unknown"
-DEFAULT_REJECTION = 0.01
-"""Share of cells of known types that may be called unknown, where no rate is asked for."""
+DEFAULT_REJECTION = DEFAULT_RATE
+"""Share of cells of known types that may be called unknown, where none is asked for and the model stores none."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Annotation:
     ----------
     obs
         One row a cell: ``evercell`` (label, "Unknown" where rejected), ``evercell_confidence`` (calibrated probability
-        of the best type), ``evercell_unknown_score``, ``evercell_ontology_term_id``. The prefix is `key`.
+        of the best type), ``evercell_unknown_score``, ``evercell_ontology_term_id`` and, where it was asked for,
+        ``evercell_majority``. The prefix is `key`. All but ``evercell_majority`` depend on the cell and the model only.
     best_labels
         Most probable type of each cell (B,), whether rejected or not.
     probabilities
@@ -50,6 +52,8 @@ class Annotation:
         What is written into ``uns``: model, coverage, threshold, settings, notes.
     key
         Prefix of all names.
+    clusters
+        Cluster of each cell in the majority vote (B,), missing for a cell in none; None where there was no vote.
     """
 
     obs: pd.DataFrame
@@ -59,6 +63,7 @@ class Annotation:
     types: tuple[str, ...]
     info: dict[str, Any]
     key: str = "evercell"
+    clusters: pd.Categorical | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -69,11 +74,40 @@ class Annotation:
         """Add the columns, arrays and facts to the AnnData that was annotated."""
         if list(adata.obs_names) != list(self.obs.index):
             raise SettingsError("the cells of this AnnData are not the cells that were annotated")
+        if self.clusters is None and f"{self.key}_majority" in adata.obs:
+            del adata.obs[f"{self.key}_majority"]  # of an earlier annotation, whose labels are replaced
         for name in self.obs:
             adata.obs[name] = self.obs[name]
         adata.obsm[f"X_{self.key}"] = self.representation
         adata.obsm[f"{self.key}_proba"] = self.probabilities
         adata.uns[self.key] = copy.deepcopy(self.info)
+
+    def celltypist(self, *, least_share: float = 0.0) -> pd.DataFrame:
+        """The result in the columns of CellTypist, for scripts that read those.
+
+        As CellTypist's "best match": ``predicted_labels`` is the most probable type of every cell, whether or not
+        evercell rejects the cell, so it is never "Unknown". ``majority_voting`` is the vote on these labels.
+
+        Parameters
+        ----------
+        least_share
+            CellTypist's ``min_prop``: clusters in which a smaller share of the cells agrees are "Heterogeneous".
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a cell: ``predicted_labels``, ``over_clustering`` and ``majority_voting`` where there was a vote,
+            ``conf_score`` (probability of the predicted label; calibrated, which CellTypist's is not).
+        """
+        predicted = pd.Categorical(self.best_labels, categories=self.types)
+        columns: dict[str, Any] = {"predicted_labels": predicted}
+        if self.clusters is not None:
+            columns["over_clustering"] = self.clusters
+            columns["majority_voting"] = majority_vote(
+                predicted, self.clusters.codes, least_share=least_share, below="Heterogeneous"
+            )
+        columns["conf_score"] = self.obs[f"{self.key}_confidence"].to_numpy()
+        return pd.DataFrame(columns, index=self.obs.index)
 
     def summary(self) -> str:
         """Composition in words, most frequent type first."""
@@ -100,6 +134,8 @@ def annotate(
     adapt: bool = True,
     min_coverage: float = 0.05,
     empty_cells: str = "error",
+    majority: bool | str = False,
+    seed: int = 0,
     name: str = "the data",
     model_name: str = "",
     chunk: int = 4096,
@@ -109,6 +145,7 @@ def annotate(
     """Label the cells of an AnnData.
 
     The label of a cell depends on that cell, the genes that its file measured, and the model; not on the other cells.
+    The majority vote, a column of its own, is the one thing that does depend on them.
 
     Parameters
     ----------
@@ -117,7 +154,8 @@ def annotate(
     query
         Cells with counts, in memory or backed.
     reject
-        Share of cells of known types that may be called unknown (0 to 1); ``"off"`` labels every cell; 0.01 by default.
+        Share of cells of known types that may be called unknown (0 to 1); ``"off"`` labels every cell. By default the
+        rate that the model stores: at its training it parted the known types best from types left out.
     inplace
         Write the result into `query` too. By default it is left as it is.
     key_added
@@ -130,6 +168,13 @@ def annotate(
         Refuse below this share of genes that match.
     empty_cells
         ``"error"``, or ``"keep"``: a cell without counts is called unknown.
+    majority
+        Add ``evercell_majority``: the label that most cells of the cell's cluster have, or its own where less than half
+        agree (see `majority`). True makes small clusters of the representation; a name is that of a column of ``obs``
+        with clusters, such as ``"leiden"``, where a cell without one keeps its label. The labels themselves stay as
+        they are.
+    seed
+        Seed of the clusters that `majority` makes; nothing else here is random.
     name, model_name
         For messages and ``uns``.
     chunk
@@ -145,7 +190,7 @@ def annotate(
 
     Raises
     ------
-    CellsError, GenesError, ModelError, SettingsError
+    CellsError, GenesError, LabelsError, ModelError, SettingsError
 
     Examples
     --------
@@ -162,28 +207,33 @@ def annotate(
         raise ModelError(
             "this model is pretrained only: it knows no cell types", hint="`evercell train --from` it first"
         )
-    rate = rejection_rate(reject)
+    rate = rejection_rate(reject, rejector.default_rate)
+    clusters = clusters_in(query.obs, majority, name=name) if isinstance(majority, str) else None
     counts = find_counts(query, layer=layer, name=name, empty_cells=empty_cells)
     alignment = align(
         counts.genes, model.vocabulary, species=species, column=gene_column, min_coverage=min_coverage, name=name
     )
     model = model.on(choose_device(device))
     lost = lost_share(model, alignment.measured)
-    adapted = adapt and lost >= LOST
+    adapted = adapt and lost >= LOST and not familiar(model, alignment.measured)
     fitted = fitted_to(model, alignment.measured) if adapted else model
     rejector = fitted.rejector or rejector
     parts: list[Outputs] = []
+    scores: list[np.ndarray] = []
     empty: list[np.ndarray] = []
     with progress("annotating", shown=shown) as step:
         for _, stop, block in counts.chunks(chunk):
             view = View.whole(alignment.apply(block), alignment.measured)
-            parts.append(fitted.outputs(view))
+            outputs = fitted.outputs(view)
+            if rejector.per_cell:
+                scores.append(rejector.score(outputs))
+            parts.append(replace(outputs, view=None))  # the cells are not kept: a query may be larger than memory
             empty.append(view.totals == 0)
             step(stop, counts.shape[0], None)
     outputs = Outputs.joined(parts)
     nothing = np.concatenate(empty)
-    score = rejector.score(outputs)
-    threshold = math.inf if rate is None else rejector.threshold(rate)
+    score = np.concatenate(scores) if rejector.per_cell else rejector.score(outputs)
+    threshold = math.inf if rate is None else rejector.threshold_among(outputs, rate)
     names = np.asarray(model.types.names, dtype=object)
     best = names[outputs.codes]
     rejected = (score > threshold) | nothing
@@ -206,6 +256,11 @@ def annotate(
             f"the query did not measure genes that hold {100 * lost:.0f} % of the counts the model was trained on: "
             "the linear member was fitted again on the genes that are there"
         )
+    if not rejector.per_cell and rate is not None:
+        notes.append(
+            f"`{rejector.name}` calls a cell unknown by the other cells of the query, whatever the rate: "
+            "it is there for comparison only"
+        )
     if nothing.any():
         notes.append(f"{int(nothing.sum()):,} cells have no count of a gene that the model knows: called unknown")
     info = {
@@ -225,10 +280,35 @@ def annotate(
         "classes": list(model.types.names),
         "notes": notes,
     }
-    result = Annotation(obs, best, outputs.proba, outputs.representation, model.types.names, info, key_added)
+    if majority is True:
+        clusters = made_clusters(outputs.representation, seed=seed)
+    if clusters is not None:
+        column = majority if isinstance(majority, str) else ""
+        _add_majority(obs, info, clusters, key=key_added, column=column, seed=seed)
+    result = Annotation(obs, best, outputs.proba, outputs.representation, model.types.names, info, key_added, clusters)
     if inplace:
         result.write_into(query)
     return result
+
+
+def _add_majority(
+    obs: pd.DataFrame, info: dict[str, Any], clusters: pd.Categorical, *, key: str, column: str, seed: int
+) -> None:
+    """Add the majority vote to the columns and the facts; `column` is empty where the clusters were made."""
+    voted = majority_vote(obs[key].array, clusters.codes, least_share=LEAST_SHARE)
+    obs[f"{key}_majority"] = voted
+    changed = int((voted.codes != obs[key].cat.codes).sum())
+    info["majority"] = {
+        "clusters": column or "made from the representation",
+        "n_clusters": len(clusters.categories),
+        "least_share": LEAST_SHARE,
+        "seed": seed,
+        "changed": changed,
+    }
+    info["notes"].append(
+        f"majority vote over {len(clusters.categories):,} clusters: {changed:,} cells have another label in "
+        f"`{key}_majority`, which depends on the other cells of the file; `{key}` does not"
+    )
 
 
 def embed(
@@ -267,8 +347,8 @@ def embed(
     return np.concatenate(parts)
 
 
-def rejection_rate(reject: str | float | None) -> float | None:
-    """Rate of false rejections asked for, None where rejection is off.
+def rejection_rate(reject: str | float | None, default: float = DEFAULT_REJECTION) -> float | None:
+    """Rate of false rejections asked for, `default` where none is, None where rejection is off.
 
     Raises
     ------
@@ -276,7 +356,7 @@ def rejection_rate(reject: str | float | None) -> float | None:
         If it is neither ``off`` nor a number from 0 to 1.
     """
     if reject is None:
-        return DEFAULT_REJECTION
+        return default
     if reject == "off":
         return None
     try:

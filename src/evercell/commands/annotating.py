@@ -39,7 +39,8 @@ def annotate(
         typer.Option(
             "--reject",
             metavar="off|RATE",
-            help="Share of cells of known types that may be called Unknown; 0.01 if not given. off labels every cell.",
+            help="Share of cells of known types that may be called Unknown; if not given, the one that the model chose "
+            "at its training. off labels every cell.",
         ),
     ] = None,
     report: Report = None,
@@ -52,7 +53,22 @@ def annotate(
     key_added: KeyAdded = "evercell",
     compat: Annotated[
         str | None,
-        typer.Option("--compat", metavar="NAME", help="celltypist: add predicted_labels and conf_score as well."),
+        typer.Option(
+            "--compat",
+            metavar="NAME",
+            help="celltypist: add predicted_labels (never Unknown) and conf_score, with --majority over_clustering and "
+            "majority_voting too.",
+        ),
+    ] = None,
+    majority: Annotated[
+        bool,
+        typer.Option("--majority", help="Add evercell_majority: the most frequent label among cells that look alike."),
+    ] = False,
+    clusters: Annotated[
+        str | None,
+        typer.Option(
+            "--clusters", metavar="KEY", help="Vote in the clusters of this column of obs, such as leiden, instead."
+        ),
     ] = None,
     empty_cells: Annotated[
         str, typer.Option("--empty-cells", metavar="error|keep", help="keep: a cell without counts is called Unknown.")
@@ -100,14 +116,15 @@ def annotate(
         species=species,
         gene_column=gene_column,
         empty_cells=empty_cells,
+        majority=clusters or majority,
         name=str(file),
         model_name=Path(model).resolve().name,
         device=device,
         shown=console.shown,
     )
     if compat == "celltypist":
-        result.obs["predicted_labels"] = result.obs[key_added]
-        result.obs["conf_score"] = result.obs[f"{key_added}_confidence"]
+        for column, values in result.celltypist().items():
+            result.obs[column] = values
     _say_what_was_found(result, console)
     if not table_only:
         result.write_into(adata)
@@ -203,7 +220,7 @@ def evaluate(
     adata = read_file(file, console)
     check_column(adata, labels, name=str(file), option="--labels")
     check_column(adata, key, name=str(file), option="--key", hint="`evercell annotate` the file first, or ")
-    info = adata.uns.get(key, {})
+    info = adata.uns.get(key.removesuffix("_majority"), {})
     classes = [str(name) for name in info["classes"]] if "classes" in info else None
     truth = adata.obs[labels]
     if classes is not None and not set(truth.dropna().astype(str)) & set(classes):
@@ -219,7 +236,7 @@ COMMANDS = {
     annotate: examples(
         "evercell annotate query.h5ad --model model --output annotated.h5ad",
         "evercell annotate filtered_feature_bc_matrix.h5 --model model --output labels.csv --reject off",
-        "evercell annotate query.h5ad --model model --output annotated.h5ad --report report.html --truth cell_type",
+        "evercell annotate query.h5ad --model model --output annotated.h5ad --majority --report report.html",
     ),
     embed: examples(
         "evercell embed query.h5ad --model model --output embedded.h5ad",
@@ -227,7 +244,7 @@ COMMANDS = {
     ),
     evaluate: examples(
         "evercell evaluate annotated.h5ad --labels cell_type",
-        "evercell evaluate annotated.h5ad --labels cell_type --key predicted_labels --json",
+        "evercell evaluate annotated.h5ad --labels cell_type --key evercell_majority --json",
     ),
 }
 

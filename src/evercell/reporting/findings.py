@@ -35,7 +35,8 @@ class Overview:
     Parameters
     ----------
     types
-        One row a label, most cells first and Unknown last: `cells`, `share` and, where known, `confidence` (mean).
+        One row a label, most cells first and Unknown last: `cells`, `share` and, where known, `confidence` (mean) and
+        `majority` (cells by majority vote).
     confidence
         Mean confidence of all cells, where known.
     confident

@@ -50,7 +50,8 @@ def write_report(
     ----------
     adata
         Cells annotated by evercell: ``obs[key]``, and where present ``obs[f"{key}_confidence"]``,
-        ``obs[f"{key}_unknown_score"]``, ``obs[f"{key}_ontology_term_id"]``, ``obsm[f"X_{key}"]`` (B, D), ``uns[key]``.
+        ``obs[f"{key}_unknown_score"]``, ``obs[f"{key}_ontology_term_id"]``, ``obs[f"{key}_majority"]``,
+        ``obsm[f"X_{key}"]`` (B, D), ``uns[key]``.
     path
         The HTML file; replaced whole or not at all.
     key
@@ -177,6 +178,7 @@ def _contents(
         "training_rows": _records(training.get("per_type")),
         "truth": truth,
         "agreement": agreement,
+        "majority_agreement": _agreement(cells, "majority") if "majority" in cells else None,
         "settings": list(_flat(settings)),
         "versions": versions,
         "methods": findings.methods(
@@ -192,7 +194,7 @@ def _contents(
 
 
 def _cell_table(adata: AnnData, *, key: str, truth: str | None) -> pd.DataFrame:
-    """(B, ...) label and, where present, confidence, unknown, ontology, truth and group of each cell."""
+    """(B, ...) label and, where present, confidence, unknown, ontology, majority, truth and group of each cell."""
     if adata.n_obs == 0:
         raise CellsError("there are no cells to report on", hint="check the filter that made this AnnData")
     for column, argument in ((key, "key"), (truth, "truth")):
@@ -209,6 +211,8 @@ def _cell_table(adata: AnnData, *, key: str, truth: str | None) -> pd.DataFrame:
             cells[name] = pd.to_numeric(obs[f"{key}_{suffix}"], errors="coerce").to_numpy(dtype=float)
     if f"{key}_ontology_term_id" in obs:
         cells["ontology"] = _text(obs[f"{key}_ontology_term_id"]).to_numpy()
+    if f"{key}_majority" in obs:
+        cells["majority"] = _text(obs[f"{key}_majority"]).fillna(UNKNOWN).to_numpy()
     if truth is not None:
         given = _text(obs[truth])
         cells["truth"] = given.mask(given.map(is_unassigned)).to_numpy()
@@ -233,6 +237,8 @@ def _overview(
         types["confidence"] = by_label["confidence"].mean()
     if "ontology" in cells:
         types["ontology"] = by_label["ontology"].agg(lambda terms: next(iter(terms.mode()), ""))
+    if "majority" in cells:
+        types["majority"] = cells["majority"].value_counts().reindex(types.index, fill_value=0)
     types = types.sort_values("cells", ascending=False, kind="stable")
     types = types.loc[[*types.index.drop(UNKNOWN, errors="ignore"), *types.index.intersection([UNKNOWN])]]
     confidence = cells["confidence"].dropna() if "confidence" in cells else pd.Series(dtype=float)
@@ -350,16 +356,16 @@ def _gene_names(table: pd.DataFrame) -> list[str]:
     return list(make_index_unique(names)) if not names.is_unique else list(names)
 
 
-def _agreement(cells: pd.DataFrame) -> Evaluation | None:
-    """Agreement with the given labels; None where no column of them was named."""
+def _agreement(cells: pd.DataFrame, column: str = "label") -> Evaluation | None:
+    """Agreement of a column of labels with the given labels; None where no column of them was named."""
     from evercell.evaluation import evaluate
 
     if "truth" not in cells:
         return None
-    confidence = cells["confidence"].to_numpy() if "confidence" in cells else None
+    confidence = cells["confidence"].to_numpy() if "confidence" in cells and column == "label" else None
     if confidence is not None and not ((confidence >= 0) & (confidence <= 1)).all():
         confidence = None  # not a probability for every cell, so there is no calibration to speak of
-    return evaluate(cells["truth"], cells["label"], confidence=confidence)
+    return evaluate(cells["truth"], cells[column], confidence=confidence)
 
 
 def _sequence(value: Any) -> list[Any]:
