@@ -17,12 +17,14 @@ from evercell.bank import ExampleBank, balanced_rows
 from evercell.discriminant import RunningSums
 from evercell.evaluation import evaluate
 from evercell.linear import LinearModel
-from evercell.rejection import Rejector
+from evercell.rejection import Outputs, Rejector, best_rate
 from evercell.tokenizers import View
 from evercell.training import TrainingSettings
 from evercell.training_cells import TrainingCells
 
 BLOCK = 4096  # cells whose representations are made at a time
+LEAST_SHARED = 200  # genes that all studies measured, from which on a rejector looks at these alone
+LEFT_OUT = 1500  # training cells at most that a rejector is fitted on again where types are left out
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,42 @@ def held_out_loss(model: Annotator, cells: TrainingCells, most: int = 1000) -> C
 
 def fitted_rejector(model: Annotator, rejector: type[Rejector], cells: TrainingCells, *, seed: int) -> Rejector:
     """Rejector fitted on training cells, not calibrated yet."""
+    return rejector.fitted(*_example_outputs(model, cells, seed))
+
+
+def _example_outputs(model: Annotator, cells: TrainingCells, seed: int) -> tuple[Outputs, np.ndarray]:
+    """What the model says of a class-balanced choice of training cells, and their codes."""
     rows = balanced_rows(cells.codes, 4000, np.random.default_rng(seed))
     outputs = model.outputs(View.whole(cells.counts[rows], cells.measured_by_any))
-    return rejector.fitted(outputs, cells.codes[rows])
+    shared = np.asarray(cells.measured.all(axis=0))
+    if outputs.view is not None and shared.sum() >= LEAST_SHARED:
+        # A gene that one study did not measure would be a marker against the cells of that study.
+        outputs = replace(outputs, view=replace(outputs.view, measured=shared))
+    return outputs, cells.codes[rows]
 
 
 def calibrated(
     model: Annotator, rejector: type[Rejector], cells: TrainingCells, held_out: TrainingCells, *, seed: int
 ) -> Annotator:
-    """The model with its temperature and the thresholds of its rejector set on held-out cells."""
+    """The model with its temperature, the thresholds of its rejector and its default rate set on held-out cells."""
     view = View.whole(held_out.counts, held_out.measured_by_any)
     uncalibrated = replace(model, temperature=1.0).outputs(view)
     model = replace(model, temperature=best_temperature(uncalibrated.log_proba, held_out.codes))
-    fitted = fitted_rejector(model, rejector, cells, seed=seed)
-    return replace(model, rejector=fitted.calibrated(model.outputs(view)))
+    training, outputs = _example_outputs(model, cells, seed), model.outputs(view)
+    return replace(model, rejector=calibrated_rejector(rejector, training, (outputs, held_out.codes), seed=seed))
+
+
+def calibrated_rejector(
+    rejector: type[Rejector],
+    training: tuple[Outputs, np.ndarray],
+    held_out: tuple[Outputs, np.ndarray],
+    *,
+    seed: int,
+) -> Rejector:
+    """Rejector fitted on training cells (outputs, codes); thresholds and default rate from held-out ones."""
+    few = balanced_rows(training[1], LEFT_OUT, np.random.default_rng(seed))  # it is fitted anew for every type
+    rate = best_rate(rejector, (training[0].taken(few), training[1][few]), held_out)
+    return rejector.fitted(*training).calibrated(held_out[0]).with_default_rate(rate)
 
 
 def held_out_metrics(model: Annotator, baseline: LinearModel, held_out: TrainingCells) -> dict[str, Any]:

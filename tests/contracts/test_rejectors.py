@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
 from evercell.rejection import REJECTORS, Outputs, Rejector
+from evercell.tokenizers import View
 
 WIDTH, N_TYPES = 12, 4
 MEANS = 6.0 * np.eye(N_TYPES, WIDTH)
 
 
 def outputs_of(x: np.ndarray) -> Outputs:
-    """Outputs of a model that knows the types' means, and where between them a cell lies."""
+    """Outputs of a model that knows the types' means, and where between them a cell lies; a gene for every place."""
     logits = -0.25 * np.square(x[:, None, :N_TYPES] - MEANS[:, :N_TYPES]).sum(axis=2) + 4.0
-    return Outputs(x.astype(np.float32), logits.astype(np.float32), log_softmax(logits, axis=1).astype(np.float32))
+    log_proba = log_softmax(logits, axis=1).astype(np.float32)
+    return Outputs(x.astype(np.float32), logits.astype(np.float32), log_proba, view_of(x))
+
+
+def view_of(x: np.ndarray) -> View:
+    """Counts that rise with `x` (B, D), and of 100 genes that tell nothing."""
+    others = np.random.default_rng(13).poisson(50.0, size=(len(x), 100))
+    counts = np.hstack([20.0 + np.round(20 * np.maximum(x, 0.0)), others])
+    return View.whole(csr_matrix(counts.astype(np.float32)))
 
 
 def known(n_cells: int, seed: int) -> tuple[Outputs, np.ndarray]:
@@ -30,7 +42,7 @@ def far() -> Outputs:
     x = outputs.representation.copy()
     x[:, N_TYPES:] += 4.0
     moved = outputs_of(x)
-    return Outputs(moved.representation, outputs.logits, outputs.log_proba)
+    return Outputs(moved.representation, outputs.logits, outputs.log_proba, moved.view)
 
 
 def torn() -> Outputs:
@@ -39,13 +51,22 @@ def torn() -> Outputs:
     return outputs_of((MEANS[0] + MEANS[1]) / 2 + 0.1 * rng.normal(size=(60, WIDTH)))
 
 
-def taken(outputs: Outputs, rows: np.ndarray) -> Outputs:
-    return Outputs(outputs.representation[rows], outputs.logits[rows], outputs.log_proba[rows])
+def fitted(name: str) -> Rejector:
+    return REJECTORS[name].fitted(*known(400, seed=1)).calibrated(known(1000, seed=2)[0])
+
+
+PER_CELL = [name for name in REJECTORS if REJECTORS[name].per_cell]
 
 
 @pytest.fixture(params=list(REJECTORS))
+def any_rejector(request: pytest.FixtureRequest) -> Rejector:
+    return fitted(request.param)
+
+
+@pytest.fixture(params=PER_CELL)
 def rejector(request: pytest.FixtureRequest) -> Rejector:
-    return REJECTORS[request.param].fitted(*known(400, seed=1)).calibrated(known(1000, seed=2)[0])
+    """All but those that say of themselves that they judge cells by one another."""
+    return fitted(request.param)
 
 
 def test_score_of_a_cell_depends_on_that_cell_only(rejector: Rejector) -> None:
@@ -57,7 +78,17 @@ def test_score_of_a_cell_depends_on_that_cell_only(rejector: Rejector) -> None:
     assert np.isfinite(score).all()
     order = np.random.default_rng(0).permutation(300)
     for rows in (order, order[:7], order[:1], np.array([299, 0])):
-        np.testing.assert_array_equal(rejector.score(taken(outputs, rows)), score[rows])
+        np.testing.assert_array_equal(rejector.score(outputs.taken(rows)), score[rows])
+
+
+def test_the_threshold_does_not_depend_on_the_cells_at_hand(rejector: Rejector) -> None:
+    for rate in (0.0, 0.05):
+        assert rejector.threshold_among(known(30, seed=6)[0], rate) == rejector.threshold(rate)
+        assert rejector.threshold_among(far(), rate) == rejector.threshold(rate)
+
+
+def test_only_canal_judges_cells_by_one_another() -> None:
+    assert set(REJECTORS) - set(PER_CELL) == {"canal"}
 
 
 def test_false_rejections_are_as_many_as_asked(rejector: Rejector) -> None:
@@ -68,17 +99,17 @@ def test_false_rejections_are_as_many_as_asked(rejector: Rejector) -> None:
     assert (fresh > rejector.threshold(0.1)).mean() == pytest.approx(0.1, abs=0.04)
 
 
-def test_a_higher_rate_never_raises_the_threshold(rejector: Rejector) -> None:
-    thresholds = [rejector.threshold(rate) for rate in np.linspace(0, 1, 57)]
+def test_a_higher_rate_never_raises_the_threshold(any_rejector: Rejector) -> None:
+    thresholds = [any_rejector.threshold(rate) for rate in np.linspace(0, 1, 57)]
     assert (np.diff(thresholds) <= 0).all()
 
 
-def test_arrays_hold_the_whole_state(rejector: Rejector) -> None:
-    assert all(array.dtype == np.float32 for array in rejector.arrays.values())
-    again = type(rejector)({name: array.copy() for name, array in rejector.arrays.items()})
+def test_arrays_hold_the_whole_state(any_rejector: Rejector) -> None:
+    assert all(array.dtype == np.float32 for array in any_rejector.arrays.values())
+    again = type(any_rejector)({name: array.copy() for name, array in any_rejector.arrays.items()})
     outputs, _ = known(50, seed=5)
-    np.testing.assert_array_equal(again.score(outputs), rejector.score(outputs))
-    assert again.threshold(0.03) == rejector.threshold(0.03)
+    np.testing.assert_array_equal(again.score(outputs), any_rejector.score(outputs))
+    assert again.threshold(0.03) == any_rejector.threshold(0.03)
 
 
 def test_cells_unlike_every_type_are_rejected(rejector: Rejector) -> None:
@@ -89,15 +120,15 @@ def test_cells_unlike_every_type_are_rejected(rejector: Rejector) -> None:
     assert (score > rejector.threshold(0.05)).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", ["prototypes", "combined"])
+@pytest.mark.parametrize("name", ["prototypes", "markers", "combined"])
 def test_cells_far_from_every_type_score_higher(name: str) -> None:
-    rejector = REJECTORS[name].fitted(*known(400, seed=1)).calibrated(known(1000, seed=2)[0])
+    rejector = fitted(name)
     assert rejector.score(far()).min() > rejector.threshold(0.05)
 
 
 @pytest.mark.parametrize("name", ["confidence", "energy", "combined"])
 def test_cells_of_low_confidence_score_higher(name: str) -> None:
-    rejector = REJECTORS[name].fitted(*known(400, seed=1)).calibrated(known(1000, seed=2)[0])
+    rejector = fitted(name)
     assert rejector.score(torn()).mean() > rejector.threshold(0.05)
 
 
@@ -130,13 +161,13 @@ def test_a_model_sure_of_all_its_training_cells_still_rejects_by_both_scores() -
     outputs, codes = known(400, seed=1)
     sure = np.full((400, N_TYPES), -20.0, dtype=np.float32)
     sure[np.arange(400), codes] = 0.0
-    rejector = REJECTORS["combined"].fitted(Outputs(outputs.representation, outputs.logits, sure), codes)
+    rejector = REJECTORS["combined"].fitted(replace(outputs, log_proba=sure), codes)
     rejector = rejector.calibrated(known(1000, seed=2)[0])
     assert rejector.score(far()).min() > rejector.threshold(0.05)
 
 
-def test_one_cell_a_type_is_enough_to_fit(rejector: Rejector) -> None:
-    alone = type(rejector).fitted(outputs_of(MEANS), np.arange(N_TYPES)).calibrated(known(100, seed=2)[0])
+def test_one_cell_a_type_is_enough_to_fit(any_rejector: Rejector) -> None:
+    alone = type(any_rejector).fitted(outputs_of(MEANS), np.arange(N_TYPES)).calibrated(known(100, seed=2)[0])
     assert np.isfinite(alone.score(known(50, seed=3)[0])).all()
     assert np.isfinite(alone.threshold(0.05))
 
@@ -146,8 +177,8 @@ def test_a_wide_representation_scores_to_the_last_bit_too(rejector: Rejector) ->
     rng = np.random.default_rng(10)
     x = rng.normal(size=(400, 192)).astype(np.float32)
     log_proba = log_softmax(3 * rng.normal(size=(400, N_TYPES)), axis=1).astype(np.float32)
-    outputs = Outputs(x, log_proba, log_proba)
+    outputs = Outputs(x, log_proba, log_proba, view_of(x))
     wide = type(rejector).fitted(outputs, outputs.codes).calibrated(outputs)
     score = wide.score(outputs)
     for rows in (*np.arange(40)[:, None], np.array([3, 399]), np.arange(50, 113)):
-        np.testing.assert_array_equal(wide.score(taken(outputs, rows)), score[rows])
+        np.testing.assert_array_equal(wide.score(outputs.taken(rows)), score[rows])

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
 
+from evercell.tokenizers.base import View
+
 QUANTILES = 1001  # resolution of the stored scores: thresholds in steps of 0.1 %
+
+DEFAULT_RATE = 0.01
+"""Share of cells of known types that may be called unknown, where a model stores no rate of its own."""
+
+IMPOSSIBLE = -1e4  # logit and log-probability of a type that is left out
 
 
 @dataclass(frozen=True)
@@ -24,24 +31,41 @@ class Outputs:
         Of the transformer's head (B, K), float32.
     log_proba
         Calibrated log-probabilities of the whole model (B, K), float32.
+    view
+        The cells themselves, for rejectors that look at genes; None where they are not at hand.
     """
 
     representation: np.ndarray
     logits: np.ndarray
     log_proba: np.ndarray
+    view: View | None = None
+
+    def __len__(self) -> int:
+        return len(self.representation)
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
         """Outputs of several blocks of cells as one."""
+        views = [part.view for part in parts if part.view is not None]
         return cls(
             np.concatenate([part.representation for part in parts]),
             np.concatenate([part.logits for part in parts]),
             np.concatenate([part.log_proba for part in parts]),
+            View.joined(views) if len(views) == len(parts) else None,
         )
 
     def taken(self, rows: np.ndarray) -> Outputs:
-        """Only the cells `rows`."""
-        return Outputs(self.representation[rows], self.logits[rows], self.log_proba[rows])
+        """Only the cells `rows` (row numbers or a mask)."""
+        view = None if self.view is None else self.view.taken(rows)
+        return Outputs(self.representation[rows], self.logits[rows], self.log_proba[rows], view)
+
+    def without(self, code: int) -> Outputs:
+        """As a head without the type `code` would say it: that type is impossible, the others share its probability."""
+        logits, log_proba = self.logits.copy(), self.log_proba.copy()
+        logits[:, code] = log_proba[:, code] = IMPOSSIBLE
+        peak = log_proba.max(axis=1, keepdims=True)
+        log_proba -= peak + np.log(np.exp(log_proba - peak).sum(axis=1, keepdims=True))
+        return replace(self, logits=logits, log_proba=log_proba)
 
     @property
     def proba(self) -> np.ndarray:
@@ -66,8 +90,12 @@ class Rejector(ABC):
     """Scores cells; higher means less like the known types. Its state is named arrays, which the model stores."""
 
     name: ClassVar[str]
+    per_cell: ClassVar[bool] = True
+    """Whether the verdict on a cell depends on that cell and the model only; not so for `canal`."""
     calibration: ClassVar[tuple[str, ...]] = ("known_quantiles",)
     """Arrays that `calibrated` sets, from held-out cells."""
+    of_genes: ClassVar[tuple[str, ...]] = ()
+    """Those of them that hold for the genes measured: a query with other genes needs them anew."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()}
@@ -79,7 +107,7 @@ class Rejector(ABC):
 
     @abstractmethod
     def score(self, outputs: Outputs) -> np.ndarray:
-        """Score of each cell (B,), float32; depends on that cell and the model only."""
+        """Score of each cell (B,), float32; depends on that cell and the model only, where `per_cell`."""
 
     def calibrated(self, outputs: Outputs) -> Self:
         """The same rejector with the scores of held-out cells of known types stored as quantiles."""
@@ -88,7 +116,25 @@ class Rejector(ABC):
 
     def calibrated_as(self, other: Self) -> Self:
         """The same rejector with the calibration of another, for a model trained again on all cells."""
-        return type(self)({**self.arrays, **{name: other.arrays[name] for name in self.calibration}})
+        names = [name for name in (*self.calibration, "default_rate") if name in other.arrays]
+        return type(self)({**self.arrays, **{name: other.arrays[name] for name in names}})
+
+    def adapted_as(self, other: Self, outputs: Outputs) -> Self:
+        """The same rejector with the calibration of another, but for `of_genes`, which cells of known types give."""
+        if any(name not in other.arrays for name in self.of_genes):
+            return self.calibrated_as(other)
+        anew = self.calibrated(outputs).arrays
+        return type(self)({**self.calibrated_as(other).arrays, **{name: anew[name] for name in self.of_genes}})
+
+    def with_default_rate(self, rate: float) -> Self:
+        """The same rejector with the rate of false rejections that it is used at, where none is asked for."""
+        return type(self)({**self.arrays, "default_rate": np.array([rate])})
+
+    @property
+    def default_rate(self) -> float:
+        """Rate of false rejections where none is asked for; set at training by leaving types out."""
+        stored = self.arrays.get("default_rate")
+        return DEFAULT_RATE if stored is None else round(float(stored[0]), 6)
 
     def moved(self, by: float) -> Self:
         """The same rejector with every threshold moved by `by`."""
@@ -98,3 +144,7 @@ class Rejector(ABC):
         """Score above which a share `rate` of held-out known cells lay."""
         quantiles = self.arrays["known_quantiles"]
         return float(np.interp(1.0 - rate, np.linspace(0.0, 1.0, len(quantiles)), quantiles))
+
+    def threshold_among(self, outputs: Outputs, rate: float) -> float:
+        """Threshold for these cells: the stored one, whatever the cells are, where `per_cell`."""
+        return self.threshold(rate)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from scipy.sparse import csr_matrix
 
@@ -71,6 +73,15 @@ class View:
     def taken(self, rows: np.ndarray) -> View:
         """Only the cells `rows`."""
         return View(self.counts[rows], self.totals[rows], self.measured)
+
+    @classmethod
+    def joined(cls, views: Sequence[View]) -> View:
+        """Cells of several views, one after the other; genes are measured where any of them measured them."""
+        from scipy.sparse import vstack
+
+        counts = vstack([view.counts for view in views], format="csr")
+        measured = np.any([view.measured for view in views], axis=0)
+        return cls(counts, np.concatenate([view.totals for view in views]), measured)
 
     def log_normalised(self) -> np.ndarray:
         """``log(1 + 10^4 count / total)`` of every stored count (nnz,), float32."""
