@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from scipy.sparse import vstack
 
 import evercell as ec
-from evercell.adaptation import LOST, fitted_to, lost_share
+from evercell.adaptation import LOST, familiar, fitted_to, lost_share
 from evercell.annotator import Annotator
 from evercell.genes import align
 from evercell.testing import synthetic_cells
@@ -66,3 +69,25 @@ def test_adapted_labels_depend_on_the_cell_alone(model: Annotator, panel) -> Non
     np.testing.assert_array_equal(
         whole.obs["evercell_unknown_score"].to_numpy()[20:31], part.obs["evercell_unknown_score"].to_numpy()
     )
+
+
+def test_a_panel_like_that_of_a_training_study_is_not_adapted(model: Annotator, panel) -> None:  # type: ignore[no-untyped-def]
+    measured = measured_by(model, panel)
+    assert not familiar(model, measured)
+    bank = model.bank
+    through = bank.counts.multiply(measured).tocsr()  # as if half of the cells came from a study with this panel
+    half = np.arange(len(bank)) % 2
+    two = dataclasses.replace(
+        bank,
+        counts=vstack([through[half == 1], bank.counts[half == 0]], format="csr"),
+        codes=np.concatenate([bank.codes[half == 1], bank.codes[half == 0]]),
+        studies=np.repeat([0, 1], [half.sum(), (1 - half).sum()]),
+        measured=np.stack([measured, np.ones_like(measured)]),
+    )
+    mixed = dataclasses.replace(model, bank=two)
+    assert familiar(mixed, measured)
+    assert not ec.annotate(mixed, panel).info["adapted"]
+    other = np.roll(measured, 1)
+    assert not familiar(mixed, other)
+    one_type = dataclasses.replace(mixed, bank=two.taken(np.flatnonzero((two.studies == 1) | (two.codes == 0))))
+    assert not familiar(one_type, measured)

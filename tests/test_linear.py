@@ -94,3 +94,19 @@ def test_the_same_seed_gives_the_same_model_and_global_random_state_stays() -> N
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
     np.testing.assert_array_equal(first.weight, same.weight)
     assert not np.array_equal(first.weight, other.weight)
+
+
+def test_stages_of_a_type_weigh_alike_however_few_cells_they_have() -> None:
+    """Repeating the cells of one stage five times changes nothing, but it does without stages."""
+    counts, codes = labelled(90, seed=1, n_types=3)
+    stages = np.arange(90) % 2
+    rows = np.concatenate([np.arange(90), *4 * [np.flatnonzero(stages == 1)]])
+    settings = {"n_types": 3, "balanced": True, "strength": 0.1, "max_iterations": 500}
+    once = fit_linear(counts, codes, stages=stages, **settings)
+    view = View.whole(counts)
+    # The penalty weighs against the sum of the weights, which grows with the cells.
+    settings["strength"] = 0.1 * 90 / len(rows)
+    repeated = fit_linear(counts[rows], codes[rows], stages=stages[rows], **settings)
+    blind = fit_linear(counts[rows], codes[rows], **settings)
+    np.testing.assert_allclose(np.exp(repeated.log_proba(view)), np.exp(once.log_proba(view)), atol=0.005)
+    assert np.abs(np.exp(blind.log_proba(view)) - np.exp(once.log_proba(view))).max() > 0.02

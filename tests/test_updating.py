@@ -210,14 +210,26 @@ def test_a_penalty_is_nothing_until_the_model_moves(old: Annotator, new: AnnData
     assert moved.requires_grad
 
 
-def test_replay_draws_the_share_asked_for(old: Annotator, new: AnnData) -> None:
+def test_a_bank_that_is_large_enough_keeps_every_cell_it_had(old: Annotator, new: AnnData) -> None:
+    """Those too that were looked at to stop early."""
+    model = update(old, new, mapping=OWN_NAMES, settings=SMALL, bank_size=5000, force=True)
+    assert (model.bank.stages == 1).sum() == len(old.bank)
+    assert (model.bank.codes[model.bank.stages == 1] == old.bank.codes).all()
+
+
+def test_replay_draws_the_share_of_the_earlier_stages_or_more_if_asked(old: Annotator, new: AnnData) -> None:
     strategy, stage, _ = stage_of(old, new, "replay")
-    drawn = strategy.training_cells(stage)
-    again = drawn.weights[: len(old.bank)]
-    assert drawn.weights.sum() == pytest.approx(1.0)
-    assert again.sum() == pytest.approx(SMALL.replay)
-    by_type = np.bincount(drawn.cells.codes[: len(old.bank)], weights=again)
-    np.testing.assert_allclose(by_type, SMALL.replay / 4)
+    for stages, asked, share in ((1, 0.4, 1 / 2), (3, 0.4, 3 / 4), (3, 0.8, 0.8)):
+        bank = replace(stage.bank, stages=1 + np.arange(len(stage.bank)) % stages)
+        one = replace(stage, bank=bank, settings=replace(SMALL, replay=asked))
+        drawn = strategy.training_cells(one)
+        again = drawn.weights[: len(bank)]
+        assert drawn.weights.sum() == pytest.approx(1.0)
+        assert again.sum() == pytest.approx(share)
+        for code in range(4):
+            for number in range(1, stages + 1):
+                kind = (bank.codes == code) & (bank.stages == number)
+                assert again[kind].sum() == pytest.approx(share / (4 * stages))
     for name in ("naive", "lwf", "ewc"):
         strategy, stage, _ = stage_of(old, new, name)
         assert len(strategy.training_cells(stage).cells) == new.n_obs

@@ -3,7 +3,8 @@
 A targeted panel, or a study of 2,000 deposited genes, lacks much of what the linear member leans on, and counts
 normalised over what is left are on another scale. The transformer met random panels in training; the linear member is
 fitted again on the example bank, seen through the query's genes. Only the query's list of genes is used, none of its
-cells, so a cell's annotation still does not depend on other cells.
+cells, so a cell's annotation still does not depend on other cells. Of stages that are only sketched, made-up cells are
+used (`evercell.sketches`).
 
 Fitting the transformer's head again in the same way was tried and gave no gain (docs/log.md).
 """
@@ -25,18 +26,41 @@ LOST = 0.1
 WEIGHT = 2.0
 """How much more than the transformer the refitted linear member counts; it has seen the query's genes and no others."""
 
+ALIKE = 0.9
+"""Share of the counts on genes that a query and a study both measured, among those that either did, from which on the
+two see cells alike."""
+
+MOST_TYPES = 0.8
+"""Share of the types that studies which see cells as the query does must show."""
+
 HIGH = 0.9
 """Quantile of the bank's unknown scores whose move the rejection thresholds follow."""
 
 
 def lost_share(model: Annotator, measured: np.ndarray) -> float:
     """Share of the bank's counts that are of genes which a query did not measure (G,), mean over cells."""
-    bank = model.bank
+    bank = model.examples
     if len(bank) == 0:
         return 0.0
     totals = np.asarray(bank.counts.sum(axis=1)).ravel()
     seen = bank.counts @ measured.astype(np.float32)
     return float(np.mean(1.0 - seen / np.maximum(totals, 1.0)))
+
+
+def familiar(model: Annotator, measured: np.ndarray) -> bool:
+    """Whether the model was trained on studies that measured the genes of a query (G,), and little else.
+
+    The linear member was then fitted on such cells, on all of them where the bank holds a few.
+    """
+    bank = model.examples
+    if len(bank) == 0:
+        return False
+    totals = np.asarray(bank.counts.sum(axis=1)).ravel()
+    shares = np.asarray(bank.counts.T @ (1.0 / np.maximum(totals, 1.0))).ravel()
+    both, either = (bank.measured & measured) @ shares, (bank.measured | measured) @ shares
+    alike = both >= ALIKE * either
+    shown = np.unique(bank.codes[alike[bank.studies]])
+    return len(shown) >= MOST_TYPES * len(np.unique(bank.codes))
 
 
 def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annotator:
@@ -46,20 +70,21 @@ def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annot
     class-balanced, so every type is held to be equally common. The rejection thresholds of the model come from held-out
     cells that it no longer has; they move by as much as the scores of the bank's cells do.
     """
-    counts = model.bank.counts.copy()
+    bank = model.examples
+    counts = bank.counts.copy()
     counts.data = counts.data * measured[counts.indices]
     counts.eliminate_zeros()
     cells = np.flatnonzero(counts.getnnz(axis=1))
-    through = _Fit(model, View.whole(counts[cells], measured), model.bank.codes[cells], seed)
+    through = _Fit(model, View.whole(counts[cells], measured), bank.codes[cells], seed)
     unseen = through.unseen()
     adapted = through.fitted(np.arange(len(cells)), best_temperature(unseen.log_proba, through.codes))
     if model.rejector is None:
         return adapted
     rejector = type(model.rejector).fitted(adapted.outputs(through.view), through.codes)
-    rejector = rejector.calibrated_as(model.rejector)
-    before = _Fit(model, View.whole(model.bank.counts[cells]), through.codes, seed).unseen()
+    before = _Fit(model, View.whole(bank.counts[cells]), through.codes, seed).unseen()
     after = replace(unseen, log_proba=tempered(unseen.log_proba, adapted.temperature))
     before = replace(before, log_proba=tempered(before.log_proba, model.temperature))
+    rejector = rejector.adapted_as(model.rejector, after)
     moved = np.quantile(rejector.score(after), HIGH) - np.quantile(model.rejector.score(before), HIGH)
     return replace(adapted, rejector=rejector.moved(float(moved)))
 

@@ -23,6 +23,7 @@ from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
 from evercell.rejection import Outputs, Rejector
+from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
 from evercell.tokenizers import Tokenizer, View
 
@@ -60,6 +61,8 @@ class Annotator:
         Cells of every stage that no training has seen, to tell whether an update forgets; same layout as the bank.
     strategy_state
         Arrays that strategies of updating keep between stages, by name.
+    sketch
+        Of the stages whose cells were not to be kept; None where there are none.
     """
 
     vocabulary: GeneVocabulary
@@ -75,6 +78,7 @@ class Annotator:
     settings: Mapping[str, Any] = field(default_factory=dict)
     sealed: ExampleBank | None = None
     strategy_state: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sketch: Sketch | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,7 +92,20 @@ class Annotator:
         digest.update(counts.data.astype(np.float32).tobytes())
         for positions in (counts.indices, counts.indptr, self.bank.codes):
             digest.update(positions.astype(np.int64).tobytes())
+        if self.sketch is not None:
+            digest.update(json.dumps(self.sketch.facts(self.types.names)).encode())
+            for name, array in sorted(self.sketch.arrays().items()):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def examples(self) -> ExampleBank:
+        """The bank, and made-up cells of the stages that are only sketched: the same ones at every call."""
+        if self.sketch is None:
+            return self.bank
+        drawn = self.sketch.cells(self.sketch.numbers(DRAWN), np.random.default_rng(0))
+        return self.bank.joined(drawn)
 
     def parts(self) -> dict[str, Any]:
         """What the model is made of besides genes and weights, as JSON holds it."""
@@ -150,7 +167,7 @@ class Annotator:
         log_proba = F.log_softmax(torch.from_numpy(logits), dim=1).numpy()
         if self.linear is not None:
             log_proba = (log_proba + self.linear.log_proba(view)) / 2
-        return Outputs(representation, logits, tempered(log_proba, self.temperature))
+        return Outputs(representation, logits, tempered(log_proba, self.temperature), view)
 
 
 def tempered(log_proba: np.ndarray, temperature: float) -> np.ndarray:

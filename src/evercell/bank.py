@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+BANKS = ("cells", "sketch")
+"""What a stage may leave behind for later ones: example cells, or a sketch of its types (`evercell.sketches`)."""
+
 
 @dataclass(frozen=True)
 class ExampleBank:

@@ -3,9 +3,11 @@
 ::
 
     model/ annotator.json  genes.txt  weights.safetensors  bank.h5ad  sealed.h5ad  ledger.jsonl  MODEL_CARD.md
+           sketch.safetensors
            stages/1/ ...   the model as it was after earlier stages, for `revert`
 
-`sealed.h5ad` is not there in models that keep no sealed cells, `stages` not in those of one stage.
+`sealed.h5ad` is not there in models that keep no sealed cells, `sketch.safetensors` not in those without sketched
+stages, `stages` not in those of one stage.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
 from evercell.rejection import REJECTORS
+from evercell.sketches import Sketch
 from evercell.tokenizers import TOKENIZERS
 
 FORMAT = 1
+FORMAT_WITH_SKETCH = 2  # a reader that does not know of sketches would forget what they hold
 FILES = ("genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl")
 SEALED = "sealed.h5ad"
+SKETCH = "sketch.safetensors"
 STAGES = "stages"
 
 
@@ -162,11 +167,17 @@ def _write(annotator: Annotator, folder: Path, card: str) -> None:
     files: tuple[str, ...] = FILES
     if annotator.sealed is not None:
         _write_bank(annotator.sealed, annotator, folder / SEALED)
-        files = (*FILES, SEALED)
+        files = (*files, SEALED)
+    sketched: dict[str, Any] = {}
+    if annotator.sketch is not None:
+        sketched = {"sketch": annotator.sketch.facts(annotator.types.names)}
+        save_file(annotator.sketch.arrays(), folder / SKETCH)
+        files = (*files, SKETCH)
     description: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT_WITH_SKETCH if sketched else FORMAT,
         "evercell": __version__,
         **annotator.parts(),
+        **sketched,
         "settings": dict(annotator.settings),
         "fingerprint": annotator.fingerprint,
         "ledger_head": annotator.ledger.head,
@@ -244,13 +255,14 @@ def _description(folder: Path) -> dict[str, Any]:
         written, hashes = int(description["format"]), dict(description.get("sha256", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"`{own}` cannot be read: {error}", hint="copy it again") from error
-    if written > FORMAT:
+    newest = FORMAT_WITH_SKETCH if SKETCH in hashes else FORMAT
+    if written > newest:
         raise ModelError(
-            f"the model `{folder}` has format {written}; this evercell ({__version__}) knows up to {FORMAT}",
+            f"the model `{folder}` has format {written}; this evercell ({__version__}) knows up to {newest}",
             hint="pip install --upgrade evercell",
         )
     found = {"annotator.json": _own_digest({**description, "sha256": hashes})}
-    for name in (*FILES, SEALED) if SEALED in hashes else FILES:
+    for name in (*FILES, *(one for one in (SEALED, SKETCH) if one in hashes)):
         _check_plain(folder / name)
         found[name] = _digest(folder / name)
     for name, digest in found.items():
@@ -301,7 +313,16 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         settings=description["settings"],
         sealed=_read_bank(folder / SEALED, types) if SEALED in description["sha256"] else None,
         strategy_state=part("strategy."),
+        sketch=_read_sketch(folder, description, types),
     )
+
+
+def _read_sketch(folder: Path, description: dict[str, Any], types: CellTypes) -> Sketch | None:
+    from safetensors.numpy import load_file
+
+    if SKETCH not in description["sha256"]:
+        return None
+    return Sketch.stored(load_file(folder / SKETCH), description["sketch"], types.names)
 
 
 def _read_bank(path: Path, types: CellTypes) -> ExampleBank:

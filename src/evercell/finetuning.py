@@ -17,7 +17,7 @@ from torch import nn
 from evercell.annotator import Annotator, empty_bank
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
-from evercell.bank import balanced_rows
+from evercell.bank import BANKS, balanced_rows
 from evercell.celltypes import CellTypes
 from evercell.classification import (
     calibrated,
@@ -36,8 +36,9 @@ from evercell.ledger import Ledger
 from evercell.linear import LinearModel, fit_linear, linear_member
 from evercell.progress import progress
 from evercell.rejection import REJECTORS
+from evercell.sketches import Sketch, refuse_rare, too_few
 from evercell.threads import threads_of
-from evercell.tokenizers import TOKENIZERS, Tokenizer
+from evercell.tokenizers import TOKENIZERS, Tokenizer, View
 from evercell.training import History, TrainingSettings, choose_device, fit, seeded
 from evercell.training_cells import (
     TrainingCells,
@@ -119,6 +120,7 @@ def train(
     groups: str | None = None,
     base: Annotator | None = None,
     settings: ModelSettings | None = None,
+    bank: str = "cells",
     seed: int = 0,
     names: Sequence[str] | None = None,
     layer: str | None = None,
@@ -142,6 +144,9 @@ def train(
         Pretrained model whose backbone is taken up.
     settings
         See `ModelSettings`.
+    bank
+        What the model keeps for later updates: ``cells``, an example bank and sealed cells, or ``sketch``, means and
+        covariances of the types and no cell (`evercell.sketches`), for data that must not leave its owner.
     seed
         The same seed, data and machine give the same model.
     names
@@ -174,6 +179,8 @@ def train(
     4
     """
     settings = settings or ModelSettings()
+    if bank not in BANKS:
+        raise SettingsError(f"there is no bank `{bank}`", hint=f"choose one of: {', '.join(BANKS)}")
     adatas = [data] if not isinstance(data, Sequence) else list(data)
     # Of several studies one may hold a single type, as a sorted sample does; together they need two.
     least_types = 2 if len(adatas) == 1 else 1
@@ -186,6 +193,8 @@ def train(
         )
     vocabulary = base.vocabulary if base is not None else vocabulary_of(studies, species=species, column=gene_column)
     cells = gather(studies, vocabulary, types, species=species, column=gene_column)
+    if bank == "sketch":
+        refuse_rare(cells.codes, too_few(cells.codes, len(types)), types)
     split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
     if base is None:
         columns = chosen_genes(
@@ -199,12 +208,13 @@ def train(
         )
     described = [describe(study) for study in studies]
     if state_folder is not None:  # a run on other data or settings is another run
-        run = json.dumps([described, settings.to_dict(), seed, base.fingerprint if base is not None else None])
+        words = [described, settings.to_dict(), seed, base.fingerprint if base is not None else None]
+        run = json.dumps(words if bank == "cells" else [*words, bank])
         state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
     maker = _Maker(cells, vocabulary, types, base, settings, seed, choose_device(device), state_folder, shown)
     first, history, metrics = maker.tried(split.train, split.validation)
-    sealed = sealed_rows(cells, split.validation, settings.sealed, seed=seed)
-    model = maker.finished(maker.refitted(first, sealed) if settings.refit else first, sealed)
+    sealed = sealed_rows(cells, split.validation, settings.sealed if bank == "cells" else 0, seed=seed)
+    model = maker.finished(maker.refitted(first, sealed) if settings.refit else first, sealed, bank)
     held_out = {"by": split.by, "groups": list(split.held_out), "cells": len(split.validation), "note": split.note}
     facts = {
         "verb": "train",
@@ -219,6 +229,8 @@ def train(
         "steps": history.best_step,
         "sealed": sealed_figures(model),
     }
+    if model.sketch is not None:
+        facts["bank"], facts["sketched"] = bank, model.sketch.facts(types.names)
     return replace(model, ledger=Ledger().appended(facts), settings=settings.to_dict())
 
 
@@ -264,9 +276,13 @@ class _Maker:
         rejector = fitted_rejector(model, REJECTORS[self.settings.rejector], cells, seed=self.seed)
         return replace(model, rejector=rejector.calibrated_as(first.rejector))
 
-    def finished(self, model: Annotator, sealed: np.ndarray) -> Annotator:
-        """The model with its example bank, its sealed cells and what later updates start from."""
+    def finished(self, model: Annotator, sealed: np.ndarray, bank_of: str) -> Annotator:
+        """The model with its example bank and its sealed cells, or its sketch, and what later updates start from."""
         cells, sealed_cells = self._unsealed(sealed), self.cells.taken(sealed)
+        if bank_of == "sketch":
+            sketch = Sketch.of(cells.as_bank(stage=1), model.represent(View.whole(cells.counts))[0])
+            nothing = empty_bank(len(self.vocabulary))
+            return replace(model, sketch=sketch, sealed=nothing, strategy_state=sums_of(model, cells).arrays())
         bank = cells.as_bank(stage=1).taken(balanced_rows(cells.codes, self.settings.bank, self._rng()))
         sums = sums_of(model, cells).arrays()
         return replace(model, bank=bank, sealed=sealed_cells.as_bank(stage=1), strategy_state=sums)

@@ -51,6 +51,7 @@ def fit_linear(
     n_types: int,
     strength: float = 1.0,
     balanced: bool = False,
+    stages: np.ndarray | None = None,
     max_cells: int = 5000,
     max_iterations: int = 80,
     seed: int = 0,
@@ -69,8 +70,11 @@ def fit_linear(
         Inverse of the L2 penalty, scikit-learn's ``C``.
     balanced
         Weigh every type alike, however many cells it has.
+    stages
+        Stage of each cell (N,): within a type, every stage weighs alike too, if `balanced`.
     max_cells
-        At most this many cells are used, drawn at random with every type kept in proportion to the root of its size.
+        At most this many cells are used, drawn at random with every type (of every stage) kept in proportion to the
+        root of its size.
     max_iterations
         Of L-BFGS.
     seed
@@ -80,25 +84,42 @@ def fit_linear(
     -------
     LinearModel
     """
-    rows = sampled(codes, max_cells, np.random.default_rng(seed))
-    used, codes = counts[rows], codes[rows]
+    kinds = codes if stages is None else np.unique(np.stack([codes, stages]), axis=1, return_inverse=True)[1].ravel()
+    rows = sampled(kinds, max_cells, np.random.default_rng(seed))
+    used, codes, kinds = counts[rows], codes[rows], kinds[rows]
     seen = np.flatnonzero(np.bincount(used.indices, minlength=counts.shape[1]) >= min(3, len(rows)))
     view = View.whole(used)
     logged = csr_matrix((view.log_normalised(), used.indices, used.indptr), shape=used.shape)[:, seen]
     weight = np.zeros((counts.shape[1], n_types), dtype=np.float32)
     weight[seen], bias = logistic_regression(
-        logged, codes, n_types=n_types, strength=strength, balanced=balanced, max_iterations=max_iterations
+        logged,
+        codes,
+        n_types=n_types,
+        strength=strength,
+        weights=_alike(codes, kinds) if balanced else None,
+        max_iterations=max_iterations,
     )
     return LinearModel(weight, bias)
 
 
-def linear_member(counts: csr_matrix, codes: np.ndarray, n_types: int, seed: int) -> LinearModel:
+def _alike(codes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Weights of cells (N,), 1 on average, that are equal in sum over types and, within a type, over its kinds."""
+    sizes = np.bincount(kinds)
+    of_types = np.bincount(codes, 1.0 / sizes[kinds])  # number of kinds of each type
+    weights: np.ndarray = 1.0 / (sizes[kinds] * of_types[codes])
+    return weights * len(codes) / weights.sum()
+
+
+def linear_member(
+    counts: csr_matrix, codes: np.ndarray, n_types: int, seed: int, *, stages: np.ndarray | None = None
+) -> LinearModel:
     """The linear model that a transformer is averaged with.
 
     It differs from the plain baseline in two ways that help across studies: every type weighs alike, because a query
-    is seldom composed as the training cells are, and the penalty is ten times as strong.
+    is seldom composed as the training cells are, and the penalty is ten times as strong. In an update the stages of a
+    type weigh alike: a few bank cells stand for a whole earlier study.
     """
-    return fit_linear(counts, codes, n_types=n_types, strength=0.1, balanced=True, seed=seed)
+    return fit_linear(counts, codes, n_types=n_types, strength=0.1, balanced=True, stages=stages, seed=seed)
 
 
 def logistic_regression(
@@ -107,13 +128,12 @@ def logistic_regression(
     *,
     n_types: int,
     strength: float,
-    balanced: bool = False,
+    weights: np.ndarray | None = None,
     max_iterations: int = 200,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (F, K) and biases (K,), float32, of multinomial logistic regression on features (N, F).
 
-    Of a type without cells the weights are 0 and the bias makes it improbable. With `balanced`, every type weighs as
-    much as every other, however many cells it has.
+    Of a type without cells the weights are 0 and the bias makes it improbable. `weights` (N,) are those of the cells.
     """
     import warnings
 
@@ -126,10 +146,10 @@ def logistic_regression(
     if len(types) == 1:
         bias[types] = 0.0
         return weight, bias
-    model = LogisticRegression(C=strength, max_iter=max_iterations, class_weight="balanced" if balanced else None)
+    model = LogisticRegression(C=strength, max_iter=max_iterations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is a setting here
-        model.fit(features, codes)
+        model.fit(features, codes, sample_weight=weights)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(types) == 2:  # scikit-learn keeps one row for two classes; half to each side gives the same odds
         coefficients, intercepts = np.vstack([-coefficients, coefficients]) / 2, np.array([-1, 1]) * intercepts / 2

@@ -24,12 +24,16 @@ def model_card(model: Annotator) -> str:
         "",
         "## Trained on",
         "",
-        *[f"- `{one['name']}`: {one['cells']:,} cells, {one['genes']:,} genes" for one in facts.get("data", [])],
+        *[
+            f"- stage {number}: `{one['name']}`: {one['cells']:,} cells, {one['genes']:,} genes"
+            for number, stage in enumerate(model.ledger.stages, start=1)
+            for one in stage.facts.get("data", [])
+        ],
     ]
     if training := training_facts(facts):
         lines += [
             *("", "## On held-out cells", "", training["split"]),
-            "The saved model was then trained on all cells." if model.settings.get("refit") else "",
+            "The saved model was then trained on all cells." if facts["settings"].get("refit") else "",
             *("", "```", score_table(facts["metrics"]), "```", ""),
             *("| type | held-out cells | precision | recall | F1 |", "|---|---:|---:|---:|---:|"),
         ]
@@ -41,10 +45,20 @@ def model_card(model: Annotator) -> str:
         terms = zip(model.types.names, model.types.ontology_ids, strict=True)
         lines += ["", "## Cell types", "", *[f"- {name}{f' ({term})' if term else ''}" for name, term in terms]]
     lines += ["", "## Limits", ""]
+    sketched = [str(n) for n, stage in enumerate(model.ledger.stages, 1) if stage.facts.get("bank") == "sketch"]
+    if sketched:
+        lines.append(
+            f"- Of stage {', '.join(sketched)} no cell is kept, only a sketch: means and covariances of its types. "
+            "That is no proof of privacy in the sense of differential privacy."
+        )
+    if len(model.bank):
+        lines.append(
+            "- `bank.h5ad` and `sealed.h5ad`, if it is there, hold counts of labelled cells: pass the model on only "
+            "where you may pass those on."
+        )
     lines += [
         "- Held-out cells of the same studies are easier than those of a study with another technology or tissue.",
         "- A cell of a type that is not listed should be called Unknown; some will not be.",
-        "- `bank.h5ad` holds counts of some training cells: pass the model on only where you may pass those on.",
         "- Not for diagnosis.",
     ]
     return "\n".join(lines) + "\n"

@@ -111,7 +111,7 @@ def verify(context: typer.Context, directory: Directory, as_json: Json = False) 
         console.result(f"{path}: not as it was written", {"ok": False, "error": error.message}, as_json=as_json)
         raise typer.Exit(1) from error
     facts = {"ok": True, "fingerprint": model.fingerprint, "stages": len(model.ledger), "head": model.ledger.head}
-    n_files = len(FILES) + (model.sealed is not None)
+    n_files = len(FILES) + (model.sealed is not None) + (model.sketch is not None)
     parts = f"files: {n_files}, stages: {len(model.ledger)}, fingerprint: {model.fingerprint}"
     text = f"{path}: as it was written\n  {parts}"
     console.result(text, facts, as_json=as_json)

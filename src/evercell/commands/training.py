@@ -44,6 +44,14 @@ Donor = Annotated[
 Batch = Annotated[
     str | None, typer.Option("--batch", metavar="KEY", help="Column of obs with batches, where donors are not known.")
 ]
+Bank = Annotated[
+    str,
+    typer.Option(
+        "--bank",
+        metavar="cells|sketch",
+        help="What later updates learn again: example cells, or a sketch of the types that holds no cell.",
+    ),
+]
 Base = Annotated[
     str | None, typer.Option("--from", metavar="MODEL", help="Start from the genes and the backbone of this model.")
 ]
@@ -73,6 +81,7 @@ def train(
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Train once more on all cells, held-out ones included.")
     ] = True,
+    bank: Bank = "cells",
     device: Device = "auto",
     report: Report = None,
     resume: Resume = None,
@@ -104,6 +113,7 @@ def train(
         groups=donor if donor is not None else batch,
         base=given,
         settings=settings,
+        bank=bank,
         seed=seed,
         names=names,
         layer=layer,
@@ -180,7 +190,7 @@ def pretrain(
 
 COMMANDS = {
     train: examples(
-        "evercell train labelled.h5ad --labels cell_type --output model",
+        "evercell train patients.h5ad --labels cell_type --donor donor --bank sketch --output model",
         "evercell train first.h5ad second.h5ad --labels cell_type --donor donor --output model --report training.html",
         "evercell train labelled.h5ad --labels cell_type --batch batch --from pretrained --output model --json",
     ),
@@ -272,6 +282,10 @@ class Run:
         )
         if held_out["note"]:
             console.warning(f"groups of cells were not kept whole: {held_out['note']}")
+        if facts.get("bank") == "sketch":
+            console.note("no cell of this stage is kept in the model, only a sketch of its types")
+        if facts.get("not_sketched"):
+            console.note(f"too few cells to sketch, left to earlier stages: {listed(facts['not_sketched'])}")
         console.note(f"model: {self.output}")
         console.detail(f"{time.perf_counter() - self.started:.0f} seconds, {facts['steps']:,} steps")
         return facts

@@ -27,7 +27,7 @@ class AnalyticStrategy(Strategy):
         """Add the new cells to the sums and set the head to what follows from them."""
         old = RunningSums.stored(stage.teacher.strategy_state)
         if old is None:
-            old = sums_of(stage.model, stage.bank)
+            old = sums_of(stage.model, stage.examples)
         sums = old + sums_of(stage.model, stage.cells)
         weight, bias = sums.classifier()
         classifier = stage.model.head.classifier

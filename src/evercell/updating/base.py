@@ -18,9 +18,11 @@ from evercell.bank_selection import SELECTIONS, selected_rows
 from evercell.classification import Batch, features_of
 from evercell.discriminant import RunningSums
 from evercell.errors import SettingsError
+from evercell.sketches import Sketch
 from evercell.tokenizers import View
 from evercell.training import TrainingSettings
 from evercell.training_cells import TrainingCells
+from evercell.updating.recall import drawn_sums, followed
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class UpdateSettings:
     augmentation
         Random views of training cells; None takes those that the model was made with.
     replay
-        Share of the training draws that are cells of the bank.
+        Least share of the training draws that are cells of the bank (or made up from sketches), see `replayed`; also
+        the weight of what the head learns of representations drawn from sketches.
     distillation
         Weight of keeping the old representation (CANAL's lambda).
     selection
@@ -56,7 +59,7 @@ class UpdateSettings:
     """
 
     training: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(samples=12_000, learning_rate=1e-3, evaluations=6)
+        default_factory=lambda: TrainingSettings(samples=6000, learning_rate=1e-3, evaluations=6)
     )
     augmentation: Augmentation | None = None
     replay: float = 0.4
@@ -65,7 +68,7 @@ class UpdateSettings:
     bank: int | None = None
     balance: str = "sqrt"
     held_out: float = 0.15
-    refit: bool = True
+    refit: bool = False
     sealed: int = 500
     new_genes: bool = True
     least_cells: int = 3
@@ -103,6 +106,10 @@ class StageContext:
         Data sets of earlier stages given again, for `joint`.
     settings, seed
         Of the update.
+    drawn
+        Made-up cells of earlier stages that are only sketched, over the genes of `model`.
+    keeps_cells
+        Whether cells of this stage may be kept; otherwise they are sketched.
     """
 
     teacher: Annotator
@@ -112,15 +119,22 @@ class StageContext:
     earlier: TrainingCells | None
     settings: UpdateSettings
     seed: int
+    drawn: ExampleBank | None = None
+    keeps_cells: bool = True
 
     @property
     def stage(self) -> int:
         """Number of the stage."""
         return len(self.teacher.ledger) + 1
 
+    @property
+    def examples(self) -> ExampleBank:
+        """The bank, and made-up cells of the stages that are only sketched."""
+        return self.bank if self.drawn is None else self.bank.joined(self.drawn)
+
     def remembered(self) -> TrainingCells:
-        """Cells of earlier stages that are at hand: the data sets given again, or else the bank."""
-        return self.earlier if self.earlier is not None else of_bank(self.bank)
+        """Cells of earlier stages that are at hand: the data sets given again, or else the examples."""
+        return self.earlier if self.earlier is not None else of_bank(self.examples)
 
     def taught(self, view: View) -> tuple[Tensor, Tensor]:
         """What the teacher makes of a view: features (B, W) and logits (B, K of the teacher), without gradients."""
@@ -202,26 +216,44 @@ def joined_cells(first: TrainingCells, second: TrainingCells) -> TrainingCells:
 
 
 def replayed(stage: StageContext) -> StageCells:
-    """Bank and new cells; `settings.replay` is the share of draws that are of the bank, its types drawn alike."""
-    new, old = stage.cells, of_bank(stage.bank)
+    """Bank and new cells. Of the bank, every type of every stage is drawn alike.
+
+    The bank's share of the draws is that of the earlier stages among all stages, `settings.replay` at least: a bank of
+    many studies is not to be drowned by the last one.
+    """
+    new, bank = stage.cells, stage.examples
     fresh = new.sampling_weights(stage.settings.balance)
-    if not len(old):
+    if not len(bank):
         return StageCells(new, fresh)
-    again = 1.0 / np.bincount(old.codes)[old.codes]
-    share = stage.settings.replay
+    kinds = np.unique(np.stack([bank.codes, bank.stages]), axis=1, return_inverse=True)[1].ravel()
+    again = 1.0 / np.bincount(kinds)[kinds]
+    n_earlier = len(np.unique(bank.stages))
+    share = max(stage.settings.replay, n_earlier / (n_earlier + 1))
     return StageCells(
-        joined_cells(old, new), np.concatenate([share * again / again.sum(), (1.0 - share) * fresh / fresh.sum()])
+        joined_cells(of_bank(bank), new), np.concatenate([share * again / again.sum(), (1.0 - share) * fresh])
     )
 
 
 def refilled(stage: StageContext, *, sums: RunningSums | None) -> Annotator:
     """The trained model with its bank filled again from bank and new cells, quotas equal over all types.
 
-    Without `sums` they are taken over bank and new cells: those of earlier stages are of another representation.
+    Where no cell of the stage may be kept, the bank is left to the earlier stages and the new cells are sketched.
+    Sketches of earlier stages are carried over to the trained backbone. Without `sums` they are taken over bank, new
+    cells and draws: those of earlier stages are of another representation.
     """
-    model, settings = stage.model, stage.settings
-    pool = stage.bank.joined(stage.cells.as_bank(stage=stage.stage))
+    model, settings, cells = stage.model, stage.settings, stage.cells.as_bank(stage=stage.stage)
+    pool = stage.bank.joined(cells)
     features = features_of(model, pool)
+    sketch = None if model.sketch is None else followed(model.sketch, stage.teacher, model, seed=stage.seed)
+    if sums is None:
+        sums = RunningSums.of(features, pool.codes, len(model.types))
+        if sketch is not None:
+            sums += drawn_sums(model, sketch, seed=stage.seed)
+    if not stage.keeps_cells:
+        new = Sketch.of(cells, model.represent(View.whole(cells.counts))[0])
+        if len(new):
+            sketch = new if sketch is None else sketch.joined(new)
+        pool, features = stage.bank, features[: len(stage.bank)]
     total = settings.bank if settings.bank is not None else int(model.settings.get("bank", 1000))
     rows = selected_rows(
         pool.codes,
@@ -232,6 +264,5 @@ def refilled(stage: StageContext, *, sums: RunningSums | None) -> Annotator:
         rows_of_types=model.head.classifier.weight.detach().cpu().numpy(),
         rng=np.random.default_rng(stage.seed),
     )
-    if sums is None:
-        sums = RunningSums.of(features, pool.codes, len(model.types))
-    return replace(model, bank=pool.taken(rows), strategy_state=sums.widened(len(model.types)).arrays())
+    state = sums.widened(len(model.types)).arrays()
+    return replace(model, bank=pool.taken(rows), sketch=sketch, strategy_state=state)

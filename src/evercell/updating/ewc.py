@@ -34,7 +34,7 @@ class EwcStrategy(Strategy):
     def begin(self, stage: StageContext) -> None:
         """Squared gradients of the log-probability of the right type, averaged over cells of the bank."""
         super().begin(stage)
-        model, bank = stage.model, stage.bank
+        model, bank = stage.model, stage.examples
         weights = self._weights(stage)
         self.old = {name: weight.detach().clone() for name, weight in weights.items()}
         self.fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}

@@ -9,11 +9,15 @@ import numpy as np
 
 from evercell.annotator import Annotator
 from evercell.tokenizers import View
+from evercell.updating.recall import drawn_outputs
 
 LEAST_CELLS = 20
 """Sealed cells from which on a type is judged by itself; rarer ones are judged together."""
+TRIED = 1  # seed of the draws; no training draws with it
 LEAST_LOST = 3
 """A fall by fewer cells cannot be told from chance: three lost and none won has a probability of one in eight."""
+DRAWN = 40
+"""Draws of a type of a stage that is only sketched, which stand for sealed cells."""
 ALL, RARE = "all old types", "rare old types"
 
 
@@ -27,10 +31,14 @@ class Verdict:
         A row for each type (cells, before, after: share of right labels), then for all and for rare types together.
     fallen
         Names of the rows that fell by more than the tolerance.
+    drawn_stages
+        Stages that left no cells: the models were tried on draws from their sketches, counted as `drawn` in the rows.
+        That is a weaker guard: both models say of draws what they would say of average cells.
     """
 
     rows: dict[str, dict[str, float]]
     fallen: tuple[str, ...]
+    drawn_stages: tuple[int, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -48,21 +56,33 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """As the ledger holds it."""
-        return {"holds": self.holds, "fallen": list(self.fallen), "types": self.rows}
+        found = {"holds": self.holds, "fallen": list(self.fallen), "types": self.rows}
+        return found | {"drawn_stages": list(self.drawn_stages)} if self.drawn_stages else found
 
 
 def tried_on_sealed(old: Annotator, new: Annotator, *, tolerance: float) -> Verdict:
     """Compare the recall of old types on the sealed cells of the old model, before and after.
 
     Every type with at least `LEAST_CELLS` sealed cells is judged by itself, the rarer ones together, and all together.
-    A row falls if it loses more than the share `tolerance` of its cells and at least `LEAST_LOST` cells.
+    A row falls if it loses more than the share `tolerance` of its cells and at least `LEAST_LOST` cells. Stages that
+    are only sketched are tried on draws, the same ones before and after, moved as the sketch was with the backbone.
     """
-    sealed = old.sealed
-    if sealed is None or not len(sealed):
+    codes = np.zeros(0, dtype=np.int64)
+    before = after = np.zeros(0, dtype=bool)
+    sealed, n_drawn = old.sealed, 0
+    if sealed is not None and len(sealed):
+        codes = sealed.codes
+        before = old.outputs(View.whole(sealed.counts)).codes == codes
+        after = new.outputs(View.whole(sealed.widened(len(new.vocabulary)).counts)).codes == codes
+    if old.sketch is not None and new.sketch is not None:
+        numbers = np.full(len(old.sketch), DRAWN)
+        outputs, drawn = drawn_outputs(old, old.sketch, numbers, seed=TRIED)
+        moved, _ = drawn_outputs(new, new.sketch.taken(np.arange(len(numbers))), numbers, seed=TRIED)
+        codes, n_drawn = np.concatenate([codes, drawn]), len(drawn)
+        before = np.concatenate([before, outputs.codes == drawn])
+        after = np.concatenate([after, moved.codes == drawn])
+    if not len(codes):
         return Verdict({}, ())
-    codes = sealed.codes
-    before = old.outputs(View.whole(sealed.counts)).codes == codes
-    after = new.outputs(View.whole(sealed.widened(len(new.vocabulary)).counts)).codes == codes
     sizes = np.bincount(codes, minlength=len(old.types))
     groups = {name: codes == code for code, name in enumerate(old.types.names) if sizes[code]}
     judged = {name for code, name in enumerate(old.types.names) if sizes[code] >= LEAST_CELLS} | {ALL}
@@ -75,7 +95,10 @@ def tried_on_sealed(old: Annotator, new: Annotator, *, tolerance: float) -> Verd
     for name, cells in groups.items():
         n = int(cells.sum())
         rows[name] = {"cells": n, "before": float(before[cells].mean()), "after": float(after[cells].mean())}
+        if n_drawn:
+            rows[name]["drawn"] = int(cells[-n_drawn:].sum())
         lost = int(before[cells].sum()) - int(after[cells].sum())
         if name in judged and lost >= LEAST_LOST and lost > tolerance * n:
             fallen.append(name)
-    return Verdict(rows, tuple(fallen))
+    stages = () if old.sketch is None else tuple(np.unique(old.sketch.stages).tolist())
+    return Verdict(rows, tuple(fallen), stages)

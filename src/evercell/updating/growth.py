@@ -47,6 +47,7 @@ def grown(old: Annotator, types: CellTypes, vocabulary: GeneVocabulary, *, seed:
         rejector=None,
         temperature=1.0,
         bank=old.bank.widened(len(vocabulary)),
+        sketch=None if old.sketch is None else old.sketch.widened(len(vocabulary)),
         strategy_state={},
     )
 

@@ -48,6 +48,59 @@ class Settlement:
         return [{**{str(k): _plain(v) for k, v in row.items()}, "by": str(by[row["label"]])} for row in rows]
 
 
+def looked_at(
+    model: Annotator,
+    studies: Sequence[Study],
+    *,
+    mapping: Mapping[str, str] | None = None,
+    species: str = "auto",
+    column: str | None = None,
+) -> tuple[Reconciliation, pd.DataFrame, np.ndarray]:
+    """What names and the old model say of each label, before anything is settled.
+
+    Returns
+    -------
+    found, evidence, proba
+        Verdicts by name; `Reconciliation.evidence` with ``to`` as the mapping has it; probabilities of the old model
+        for the labelled cells (N, K).
+
+    Raises
+    ------
+    LabelsError
+        If the mapping names a label that the data do not have.
+    """
+    labels = np.concatenate([study.labels for study in studies])
+    found = reconcile(labels, model.types, mapping=mapping)
+    if found.unused:
+        raise LabelsError(
+            f"the mapping names `{found.unused[0]}`, which is no label of the data",
+            hint="the labels are " + ", ".join(f"`{match.label}`" for match in found.matches[:8]),
+        )
+    seen = [_seen(model, study, species, column) for study in studies]
+    proba, rejected = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    rows = np.linspace(0, len(labels) - 1, min(len(labels), MOST_CELLS)).astype(int)
+    evidence = found.evidence(proba[rows], labels[rows], rejected=rejected[rows])
+    mapped = {match.label for match in found.matches if match.by == "mapping"}
+    evidence["to"] = [
+        found.mapping[label] if label in mapped else to
+        for label, to in zip(evidence["label"], evidence["to"], strict=True)
+    ]
+    return found, evidence, proba
+
+
+def label_table(model: Annotator, studies: Sequence[Study], *, species: str, column: str | None) -> pd.DataFrame:
+    """A row a label, for the user to settle: `read_mapping` reads it back.
+
+    ``name`` is what the label would become: empty where a coarse label stands for several types of the model, so that
+    it stays open until it is named or proposals are accepted.
+    """
+    found, evidence, _ = looked_at(model, studies, species=species, column=column)
+    by = found.table().set_index("label")["by"]
+    evidence = evidence.assign(name=evidence["to"].fillna(""), by=by[evidence["label"]].to_numpy())
+    order = ["label", "name", "cells", "by", "finding", "top_type", "share", "next_type", "next_share", "unknown"]
+    return evidence[[*order, "sentence"]].sort_values("cells", ascending=False, kind="stable", ignore_index=True)
+
+
 def settled(
     model: Annotator,
     studies: Sequence[Study],
@@ -68,23 +121,9 @@ def settled(
     LabelsError
         If labels are open and neither a mapping names them nor proposals are accepted; all of them are listed.
     """
+    found, evidence, proba = looked_at(model, studies, mapping=mapping, species=species, column=column)
     labels = np.concatenate([study.labels for study in studies])
-    found = reconcile(labels, model.types, mapping=mapping)
-    if found.unused:
-        raise LabelsError(
-            f"the mapping names `{found.unused[0]}`, which is no label of the data",
-            hint="the labels are " + ", ".join(f"`{match.label}`" for match in found.matches[:8]),
-        )
-    seen = [_seen(model, study, species, column) for study in studies]
-    proba, rejected = (np.concatenate(parts) for parts in zip(*seen, strict=True))
-    rows = np.linspace(0, len(labels) - 1, min(len(labels), MOST_CELLS)).astype(int)
-    evidence = found.evidence(proba[rows], labels[rows])
-    evidence["unknown"] = [float(rejected[labels == label].mean()) for label in evidence["label"]]
     mapped = {match.label for match in found.matches if match.by == "mapping"}
-    evidence["to"] = [
-        found.mapping[label] if label in mapped else to
-        for label, to in zip(evidence["label"], evidence["to"], strict=True)
-    ]
     open_rows = evidence[evidence["finding"].isin(OPEN) & ~evidence["label"].isin(mapped)]
     if len(open_rows) and not accept_proposals:
         lines = "; ".join(

@@ -27,11 +27,13 @@ from evercell.evaluation import split_cells
 from evercell.genes import GeneVocabulary
 from evercell.linear import fit_linear, linear_member
 from evercell.progress import progress
+from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
 from evercell.training import History, fit
 from evercell.training_cells import TrainingCells
 from evercell.updating.base import StageContext, Strategy, UpdateSettings, joined_cells, of_bank
 from evercell.updating.growth import grown
+from evercell.updating.recall import calibrated_with_sketch, recalled_loss, rejector_with_sketch
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class StageMaker:
     sealed: np.ndarray
     seed: int
     shown: bool | None
+    keeps_cells: bool = True
 
     def made(self, strategy: type[Strategy], settings: UpdateSettings, folder: Path | None) -> Made:
         """The model trained with cells held out, to calibrate and score it; then, if asked for, on all unsealed."""
@@ -71,21 +74,50 @@ class StageMaker:
         if strategy.uses_bank and self.earlier is None and strategy.trained != "nothing" and len(bank) > 1:
             again = split_cells(bank.codes, test_share=settings.held_out, seed=self.seed)
             kept, looked_at = bank.taken(again.train), joined_cells(of_bank(bank.taken(again.validation)), held_out)
-        model, history, seen = self._trained(strategy(), settings, (self.train, kept, looked_at), folder)
+        recalls = self._recalls(strategy)
+        if recalls and (others := self._drawn(self.seed + 1)) is not None:
+            looked_at = joined_cells(of_bank(others), looked_at)
+        model, history, stage = self._trained(strategy(), settings, (self.train, kept, looked_at), bank, folder)
+        seen, _ = _seen(strategy, stage)
 
         baseline = fit_linear(seen.counts, seen.codes, n_types=len(self.types), seed=self.seed)
         unseen = held_out
         if self.old.sealed is not None and len(self.old.sealed):
             unseen = joined_cells(of_bank(self.old.sealed.widened(len(self.vocabulary))), held_out)
-        model = calibrated(model, rejector, seen, unseen, seed=self.seed)
+        if recalls:
+            real = joined_cells(of_bank(stage.bank), stage.cells)
+            model = calibrated_with_sketch(model, rejector, real, unseen, self._carried(model), seed=self.seed)
+        else:
+            model = calibrated(model, rejector, seen, unseen, seed=self.seed)
         metrics = held_out_metrics(model, baseline, held_out)
         if settings.refit and model.rejector is not None:
             rows = np.setdiff1d(np.arange(len(self.cells)), self.sealed)
             temperature, first = model.temperature, model.rejector
-            model, _, seen = self._trained(strategy(), settings, (rows, bank, None), folder)
-            fitted = fitted_rejector(model, rejector, seen, seed=self.seed)
+            model, _, stage = self._trained(strategy(), settings, (rows, bank, None), bank, folder)
+            if recalls:
+                real = joined_cells(of_bank(stage.bank), stage.cells)
+                fitted = rejector_with_sketch(model, rejector, real, self._carried(model), seed=self.seed)
+            else:
+                fitted = fitted_rejector(model, rejector, _seen(strategy, stage)[0], seed=self.seed)
             model = replace(model, temperature=temperature, rejector=fitted.calibrated_as(first))
         return Made(model, settings, metrics, history)
+
+    def _recalls(self, strategy: type[Strategy]) -> bool:
+        """Whether the strategy is to be told of earlier stages by sketches."""
+        return self.old.sketch is not None and strategy.uses_bank and self.earlier is None
+
+    def _carried(self, model: Annotator) -> Sketch:
+        """The sketches of earlier stages, as the new model carries them on."""
+        if self.old.sketch is None or model.sketch is None:
+            raise ValueError("the old model has no sketch")
+        return model.sketch.taken(np.arange(len(self.old.sketch)))
+
+    def _drawn(self, seed: int) -> ExampleBank | None:
+        """Made-up cells of earlier stages that are only sketched."""
+        if self.old.sketch is None:
+            return None
+        sketch = self.old.sketch.widened(len(self.vocabulary))
+        return sketch.cells(sketch.numbers(DRAWN), np.random.default_rng(seed))
 
     def _over_old_genes(self) -> StageMaker:
         columns = np.arange(len(self.old.vocabulary))
@@ -97,20 +129,38 @@ class StageMaker:
         strategy: Strategy,
         settings: UpdateSettings,
         parts: tuple[np.ndarray, ExampleBank, TrainingCells | None],
+        whole_bank: ExampleBank,
         folder: Path | None,
-    ) -> tuple[Annotator, History, TrainingCells]:
-        """One training by a strategy, its four hooks around `fit`; also the cells of all stages that it could see."""
+    ) -> tuple[Annotator, History, StageContext]:
+        """One training by a strategy, its four hooks around `fit`; bank cells that were looked at stay in the bank."""
         rows, bank, looked_at = parts
         teacher = self.old.frozen_copy()
         model = grown(self.old, self.types, self.vocabulary, seed=self.seed)
-        stage = StageContext(teacher, model, self.cells.taken(rows), bank, self.earlier, settings, self.seed)
+        stage = StageContext(
+            teacher,
+            model,
+            self.cells.taken(rows),
+            bank,
+            self.earlier,
+            settings,
+            self.seed,
+            drawn=self._drawn(self.seed),
+            keeps_cells=self.keeps_cells,
+        )
         strategy.begin(stage)
         drawn = strategy.training_cells(stage)
         history = History()
         if strategy.trained != "nothing":
+            recalled = None
+            if strategy.replays and model.sketch is not None:
+                recalled = recalled_loss(model, model.sketch, settings.training.label_smoothing)
 
             def penalty(batch: Batch) -> Tensor | None:
-                return strategy.penalty(stage, batch)
+                more = strategy.penalty(stage, batch)
+                if recalled is None:
+                    return more
+                again = settings.replay * recalled()
+                return again if more is None else more + again
 
             loss = classification_loss(
                 model,
@@ -132,13 +182,24 @@ class StageMaker:
                     state_folder=None if folder is None else folder / part,
                     on_step=step,
                 )
+        stage = replace(stage, bank=whole_bank)
         done = strategy.end(stage)
         # Copies, because a copy has none of the hooks by which a strategy kept gradients from some weights.
         done = replace(done, backbone=copy.deepcopy(done.backbone), head=copy.deepcopy(done.head))
         done.backbone.requires_grad_(True)
         done.head.requires_grad_(True)
-        seen = joined_cells(stage.remembered(), stage.cells) if strategy.uses_bank else stage.cells
         if self.old.linear is not None and strategy.uses_bank:
             # Fitted again on cells of all stages, every type weighing alike: old types stay as the bank shows them.
-            done = replace(done, linear=linear_member(seen.counts, seen.codes, len(self.types), self.seed))
-        return done, history, seen
+            seen, stages = _seen(type(strategy), stage)
+            linear = linear_member(seen.counts, seen.codes, len(self.types), self.seed, stages=stages)
+            done = replace(done, linear=linear)
+        return done, history, stage
+
+
+def _seen(strategy: type[Strategy], stage: StageContext) -> tuple[TrainingCells, np.ndarray]:
+    """Cells of all stages that a strategy may see, made-up ones of those that are only sketched; stage of each (N,)."""
+    if not strategy.uses_bank:
+        return stage.cells, np.full(len(stage.cells), stage.stage)
+    earlier = stage.examples.stages if stage.earlier is None else stage.earlier.studies + 1
+    stages = np.concatenate([earlier, np.full(len(stage.cells), stage.stage)])
+    return joined_cells(stage.remembered(), stage.cells), stages

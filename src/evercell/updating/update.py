@@ -14,12 +14,13 @@ from scipy.sparse import csr_matrix
 
 from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
-from evercell.bank import ExampleBank
+from evercell.bank import BANKS, ExampleBank
 from evercell.celltypes import CellTypes, read_mapping
 from evercell.classification import sealed_figures
-from evercell.errors import GateError, ModelError
+from evercell.errors import GateError, ModelError, SettingsError
 from evercell.evaluation import Split, split_cells
 from evercell.genes import GeneVocabulary
+from evercell.sketches import refuse_rare, too_few
 from evercell.training import choose_device
 from evercell.training_cells import (
     Study,
@@ -53,6 +54,7 @@ def update(
     mapping: Mapping[str, str] | str | Path | None = None,
     accept_proposals: bool = False,
     joint_with: Sequence[AnnData] | None = None,
+    bank: str = "cells",
     bank_size: int | None = None,
     settings: UpdateSettings | None = None,
     seed: int = 0,
@@ -87,6 +89,9 @@ def update(
         Settle renamed and coarser labels as the old model proposes.
     joint_with
         Data sets of earlier stages, for the strategy `joint`.
+    bank
+        What this stage leaves behind: ``cells``, in the example bank and sealed, or ``sketch``, means and covariances
+        of its types and no cell (`evercell.sketches`). What earlier stages left stays as it is.
     bank_size
         Size of the example bank afterwards; by default that of the model.
     settings
@@ -131,6 +136,8 @@ def update(
     if settings.augmentation is None:
         settings = replace(settings, augmentation=Augmentation(**model.settings.get("augmentation", {})))
     asked = STRATEGIES[strategy]
+    if bank not in BANKS:
+        raise SettingsError(f"there is no bank `{bank}`", hint=f"choose one of: {', '.join(BANKS)}")
     if not len(model.types):
         raise ModelError("the model knows no cell types yet", hint="make a first model with `evercell train --from`")
     old = model.on(choose_device(device))
@@ -147,6 +154,8 @@ def update(
     cells, vocabulary, split = _gathered(
         old, studies, types, settings=settings, seed=seed, species=species, column=gene_column, grow=asked.learns_genes
     )
+    if bank == "sketch":
+        _check_rare(old, cells.codes if settings.refit else cells.codes[split.train], types)
     earlier = None
     if joint_with is not None:
         earlier_names = [f"earlier {i + 1}" for i in range(len(joint_with))]
@@ -157,11 +166,19 @@ def update(
 
     described = [describe(study) for study in studies]
     if state_folder is not None:  # an update of other data, settings or model is another run
-        run = json.dumps([described, settings.to_dict(), seed, strategy, old.fingerprint, list(types.names)])
+        words = [described, settings.to_dict(), seed, strategy, old.fingerprint, list(types.names)]
+        run = json.dumps(words if bank == "cells" else [*words, bank])
         state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
-    sealed = sealed_rows(cells, split.validation, settings.sealed, seed=seed)
-    maker = StageMaker(old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown)
+    keeps_cells = bank == "cells"
+    sealed = sealed_rows(cells, split.validation, settings.sealed if keeps_cells else 0, seed=seed)
+    maker = StageMaker(
+        old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown, keeps_cells
+    )
     made, tries = _first_that_holds(maker, _attempts(strategy, settings, force=force), state_folder, tolerance, force)
+    if not keeps_cells and (made.model.bank.stages == stage).any():
+        raise ModelError(
+            f"the strategy `{strategy}` kept cells where only a sketch is allowed", hint="choose another strategy"
+        )
     new_sealed = cells.taken(sealed).as_bank(stage=stage)
     if len(made.model.vocabulary) < new_sealed.counts.shape[1]:
         new_sealed = new_sealed.over_genes(len(made.model.vocabulary))
@@ -192,7 +209,23 @@ def update(
         "tries": tries,
         "sealed": sealed_figures(published),
     }
+    if published.sketch is not None or not keeps_cells:
+        facts |= _sketch_facts(published, studies, stage, bank)
     return replace(published, ledger=old.ledger.appended(facts))
+
+
+def _sketch_facts(model: Annotator, studies: Sequence[Study], stage: int, bank: str) -> dict[str, Any]:
+    """What the ledger says of the sketch of a stage, and of types left to earlier stages."""
+    sketched = [] if model.sketch is None else model.sketch.facts(model.types.names)
+    now = [one for one in sketched if one["stage"] == stage]
+    left_out = {str(label) for study in studies for label in study.labels} - {str(one["type"]) for one in now}
+    return {"bank": bank, "sketched": now, "not_sketched": sorted(left_out) if bank == "sketch" else []}
+
+
+def _check_rare(old: Annotator, codes: np.ndarray, types: CellTypes) -> None:
+    """Refuse types of which nothing would be remembered: too few cells to sketch, and none from earlier stages."""
+    known = old.bank.codes if old.sketch is None else np.concatenate([old.bank.codes, old.sketch.codes])
+    refuse_rare(codes, np.setdiff1d(too_few(codes, len(types)), known), types)
 
 
 def _gathered(
