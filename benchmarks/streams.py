@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
-from tasks import DATA, INNATE_LIKE_T, LAVAGE, MONOCYTE, MOUSE_PANCREAS, STELLATE, TM_LUNG, TREG_IS_CD4, Study, take
+from tasks import DATA, INNATE_LIKE_T, LAVAGE, MONOCYTE, STELLATE, TM_LUNG, TREG_IS_CD4, Study, take
 
 from evercell.evaluation import split_cells
 
@@ -130,7 +130,7 @@ STREAMS: dict[str, Stream] = {
                 "pancreas": [Study("pancreas_e15_endocrinogenesis")],
             },
             {
-                "baron mouse": Study("baron_mouse_pancreas", MOUSE_PANCREAS),
+                "baron mouse": Study("baron_mouse_pancreas"),
                 "jaitin spleen": Study("jaitin_spleen_sorted"),
             },
         ),

@@ -17,7 +17,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "plugins", "progress", "threads"),
     ("gene_names", "genes", "ontology", "labels", "celltypes", "normalisation", "counts", "cells", "examples"),
-    ("preprocessing", "training_cells", "tokenizers", "augmentation", "bank", "bank_selection"),
+    ("preprocessing", "training_cells", "tokenizers", "augmentation", "bank", "bank_selection", "sketches"),
     ("backbones", "heads", "linear", "discriminant", "masking", "rejection"),
     ("annotator", "checkpoint", "ledger", "registry"),
     (
@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "adaptation",
         "training",
         "annotation",
+        "majority",
         "evaluation",
         "classification",
         "unlabelled_cells",

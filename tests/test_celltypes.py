@@ -236,6 +236,19 @@ def test_evidence_finds_a_merge_of_types_that_no_other_label_claims() -> None:
     assert claimed.loc["stellate", "finding"] != "merge"
 
 
+def test_evidence_a_label_of_unknown_cells_is_new_and_claims_nothing() -> None:
+    types = CellTypes(("activated_stellate", "quiescent_stellate", "beta"))
+    found = reconcile(["stellate", "endothelial"], types)
+    labels, tops = ["stellate"] * 10 + ["endothelial"] * 10, [0] * 6 + [1] * 4 + [1] * 9 + [0]
+    rejected = np.array([False] * 10 + [True] * 8 + [False] * 2)
+    rows = found.evidence(_proba(tops, 3), labels, rejected=rejected).set_index("label")
+    assert rows["finding"].tolist() == ["merge", "new"]
+    assert rows["unknown"].tolist() == [0.0, 0.8]
+    assert "80%" in rows.loc["endothelial", "sentence"]
+    blind = found.evidence(_proba(tops, 3), labels).set_index("label")
+    assert blind.loc["stellate", "finding"] != "merge"
+
+
 def test_evidence_warns_of_a_same_name_on_other_cells() -> None:
     rows = _rows(reconcile(["alpha", "beta"], CellTypes(("alpha", "beta"))), ["alpha"] * 5 + ["beta"] * 5, [1] * 10)
     assert rows.loc["alpha", ["finding", "settlement", "to"]].tolist() == ["conflict", "check", "alpha"]

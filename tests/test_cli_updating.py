@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from evercell.checkpoint import load
@@ -154,3 +155,23 @@ def test_bisect_tells_where_a_type_got_worse(folder: Path, run: Run, tmp_path: P
     code, _, err = run("bisect", tmp_path / "third", "--type", "T cell")
     assert code == 2
     assert "no cell type `T cell`" in err
+
+
+def test_reconcile_shows_where_labels_land_and_update_takes_its_table(folder: Path, run: Run, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    words = ["reconcile", folder / "model", folder / "renamed.h5ad", "--labels", "cell_type", "--output", labels]
+    code, out, err = run(*words)
+    assert code == 0, err
+    rows = pd.read_csv(labels, index_col="label")
+    assert rows.loc["B-like", ["name", "finding", "top_type"]].tolist() == ["beta", "rename", "beta"]
+    assert rows.loc["alpha", ["name", "finding", "by"]].tolist() == ["alpha", "agrees", "exact"]
+    assert "to be settled before an update" in out and "seems the same type, renamed" in out
+    code, _, err = run(*words)
+    assert code == 2 and "--overwrite" in err
+    update = ["update", folder / "model", folder / "renamed.h5ad", "--labels", "cell_type", "--strategy", "analytic"]
+    code, out, err = run(*update, "--mapping", labels, "--output", tmp_path / "settled", "--json")
+    assert code == 0, err
+    assert json.loads(out)["types_added"] == []
+    labels.write_text(labels.read_text().replace("B-like,beta", "B-like,"))
+    code, _, err = run(*update, "--mapping", labels, "--output", tmp_path / "open")
+    assert code == 2 and "`B-like`" in err

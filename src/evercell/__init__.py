@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from evercell.cells import write_cells as write_cells
     from evercell.checkpoint import load as load
     from evercell.checkpoint import save as save
+    from evercell.discovery import Discovery as Discovery
+    from evercell.discovery import accepted as accepted
+    from evercell.discovery import discover as discover
+    from evercell.discovery import select as select
     from evercell.errors import EvercellError as EvercellError
     from evercell.evaluation import evaluate as evaluate
     from evercell.examples import load_example as load_example
@@ -35,10 +39,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Annotation": "annotation",
     "Annotator": "annotator",
+    "Discovery": "discovery",
     "EvercellError": "errors",
     "ModelSettings": "finetuning",
     "UpdateSettings": "updating",
+    "accepted": "discovery",
     "annotate": "annotation",
+    "discover": "discovery",
     "embed": "annotation",
     "evaluate": "evaluation",
     "load": "checkpoint",
@@ -46,6 +53,7 @@ _PUBLIC = {
     "pretrain": "pretraining",
     "read_cells": "cells",
     "save": "checkpoint",
+    "select": "discovery",
     "train": "finetuning",
     "update": "updating.update",
     "write_cells": "cells",

@@ -238,17 +238,26 @@ class Reconciliation:
         shares.columns, shares.index = pd.Index(self.types.names), pd.Index(shares.index, name="label")
         return shares
 
-    def evidence(self, proba: np.ndarray, labels: Iterable[str | None], *, clear: float = 0.8) -> pd.DataFrame:
+    def evidence(
+        self,
+        proba: np.ndarray,
+        labels: Iterable[str | None],
+        *,
+        rejected: np.ndarray | None = None,
+        clear: float = 0.8,
+    ) -> pd.DataFrame:
         """What the old model sees in the cells of each new label, and the settlement it speaks for.
 
         A label that is new by name *claims* the old type on which the old model puts most (more than half) of its
-        cells; a label that is the same by name claims its type. Findings for new labels:
+        cells, unless it would call most of them unknown; a label that is the same by name claims its type. Findings for
+        new labels:
 
         - `rename`: at least `clear` of its cells lie on one old type that no other label claims; settle `map` to it;
         - `split`: several labels claim one old type; settle `new` for each that is new by name;
         - `merge`: at least `clear` of its cells lie on several old types, each with a tenth or more, that no other
           label claims; settle `keep_old`: the cells keep the finer types that the model gives them;
-        - `new`: none of these, or the Cell Ontology holds label and old type apart (neither is a kind of the other).
+        - `new`: none of these, or the old model calls most of the cells unknown, or the Cell Ontology holds label and
+          old type apart (neither is a kind of the other).
 
         For labels that are the same by name: `agrees`, or `conflict` where at least `clear` of the cells lie on another
         type; settle `check`. An old model has no name for what it never saw, so a new type may lie on its
@@ -260,21 +269,25 @@ class Reconciliation:
             (cells, types) probabilities of the old model.
         labels
             (cells,) labels of the new data set.
+        rejected
+            (cells,) bool, which cells the old model would call unknown; none if not given.
         clear
             Share of a label's cells that counts as clear.
 
         Returns
         -------
         DataFrame
-            One row a label: label, cells, by_name, top_type, share, next_type, next_share, finding, settlement, to,
-            sentence.
+            One row a label: label, cells, by_name, top_type, share, next_type, next_share, unknown (share of the cells
+            that the old model rejects), finding, settlement, to, sentence.
         """
         given = [None if is_unassigned(label) else str(label) for label in labels]
         shares = self.shares(proba, given)
         cells = Counter(given)
         matches = [match for match in self.matches if match.label in shares.index]
         row_of = {match.label: pd.Series(shares.loc[match.label]) for match in matches}
-        claims = {match.label: _claimed(match, row_of[match.label]) for match in matches}
+        unknown = pd.Series(np.zeros(len(given)) if rejected is None else rejected, dtype=float)
+        share_unknown = unknown.groupby(np.array(given, dtype=object)).mean()
+        claims = {match.label: _claimed(match, row_of[match.label], share_unknown[match.label]) for match in matches}
         rows = []
         for match in matches:
             ranked = row_of[match.label].sort_values(ascending=False, kind="stable")
@@ -283,15 +296,16 @@ class Reconciliation:
             }
             second = (ranked.index[1], float(ranked.iloc[1])) if len(ranked) > 1 else (None, 0.0)
             first = (match.label, cells[match.label], match.verdict, ranked.index[0], float(ranked.iloc[0]))
-            rows.append((*first, *second, *_settled(match, ranked, others, clear)))
-        columns = "label cells by_name top_type share next_type next_share finding settlement to sentence"
+            unseen = float(share_unknown[match.label])
+            rows.append((*first, *second, unseen, *_settled(match, ranked, others, clear, unseen)))
+        columns = "label cells by_name top_type share next_type next_share unknown finding settlement to sentence"
         return pd.DataFrame(rows, columns=columns.split())
 
 
-def _claimed(match: Match, row: pd.Series) -> str | None:
+def _claimed(match: Match, row: pd.Series, unknown: float) -> str | None:
     if match.verdict == "same":
         return match.name
-    return str(row.idxmax()) if row.max() > 0.5 else None
+    return str(row.idxmax()) if row.max() > 0.5 and unknown <= 0.5 else None
 
 
 def _held_apart(label: str, old: str) -> bool:
@@ -301,7 +315,7 @@ def _held_apart(label: str, old: str) -> bool:
 
 
 def _settled(
-    match: Match, ranked: pd.Series, others: Mapping[str, list[str]], clear: float
+    match: Match, ranked: pd.Series, others: Mapping[str, list[str]], clear: float, unknown: float
 ) -> tuple[str, str, str | None, str]:
     """Finding, settlement, target and sentence for one label; see `Reconciliation.evidence`."""
     label, name, top, share = match.label, match.name, str(ranked.index[0]), float(ranked.iloc[0])
@@ -313,6 +327,9 @@ def _settled(
         finding = "conflict", "check", name, f"{lies}, though the label reads like `{name}`: check the label"
     elif match.verdict == "same":
         finding = "agrees", "map", name, f"`{label}` is `{name}` by name; {lies}"
+    elif unknown > 0.5:
+        text = f"the old model calls {unknown:.0%} of the cells of `{label}` unknown: a new type"
+        finding = "new", "new", name, text
     elif share > 0.5 and others[top]:
         finding = "split", "new", name, f"{lies}, which {listed(others[top])} also claims: keep `{name}` as a new type"
     elif share >= clear and _held_apart(label, top):

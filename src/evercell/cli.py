@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from evercell import __version__
-from evercell.commands import annotating, checking, models, training, updating
+from evercell.commands import annotating, checking, discovering, models, reconciling, training, updating
 from evercell.commands.console import Console
 from evercell.errors import EvercellError, GateError
 
@@ -44,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     pretty_exceptions_enable=False,
 )
-for module in (training, updating, annotating, models, checking):
+for module in (training, reconciling, updating, annotating, discovering, models, checking):
     for command, epilog in module.COMMANDS.items():
         app.command(epilog=epilog)(command)
 

@@ -132,7 +132,7 @@ def read_mapping(path: str | Path) -> dict[str, str]:
     ----------
     path
         `.json` or `.yaml`: one object of label: name. `.csv` or `.tsv`: a header with the columns `label` and `name`,
-        as `Reconciliation.table` has them. YAML needs PyYAML.
+        as `evercell reconcile` writes them; a line without a name leaves its label open.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def _table_pairs(text: str, name: str, delimiter: str) -> list[tuple[Any, Any]]:
             f"`{name}` has the columns {listed(rows.fieldnames or ()) or 'none'}; expected `label` and `name`",
             hint="write a first line with the names of the columns",
         )
-    return [(row["label"], row["name"]) for row in rows]
+    return [(row["label"], row["name"]) for row in rows if (row["name"] or "").strip()]
 
 
 def _object_pairs(text: str, name: str, kind: str) -> list[tuple[Any, Any]]:

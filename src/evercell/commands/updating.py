@@ -11,13 +11,15 @@ import typer
 
 from evercell.commands.console import Console, examples
 from evercell.commands.models import Directory, load_model, model_folder
-from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Seed, Species
+from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Seed, Species
 from evercell.commands.paths import check_model_output, file_names, read_file
-from evercell.commands.training import Batch, Donor, Output, Resume, Run, Samples
-from evercell.errors import LabelsError, ModelError
+from evercell.commands.training import Bank, Batch, Donor, Output, Resume, Run, Samples
+from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.model_card import score_table, table
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from evercell.annotator import Annotator
 
 
@@ -26,7 +28,15 @@ def update(
     *,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory of the model that is to learn.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="New labelled cells, raw counts.")],
-    labels: Labelled,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="KEY", help="Column of obs that holds the cell types.")
+    ] = None,
+    accept: Annotated[
+        Path | None,
+        typer.Option(
+            "--accept", metavar="FILE", help="Instead of --labels: the edited table of `discover`, FILE its output."
+        ),
+    ] = None,
     output: Output,
     strategy: Annotated[
         str,
@@ -51,6 +61,7 @@ def update(
         list[Path] | None,
         typer.Option("--joint-with", metavar="FILE", help="Cells of an earlier stage, for joint. Repeatable."),
     ] = None,
+    bank: Bank = "cells",
     bank_size: Annotated[
         int | None, typer.Option("--bank-size", metavar="N", help="Example cells kept afterwards, of all types.")
     ] = None,
@@ -84,16 +95,31 @@ def update(
     if samples is not None:
         settings = replace(settings, training=replace(settings.training, samples=samples))
     names = file_names(files)
+    if (labels is None) == (accept is None):
+        raise SettingsError(
+            f"{'neither' if labels is None else 'both'} of --labels and --accept given",
+            hint="name the column of cell types with --labels, or the edited table of `discover` with --accept",
+        )
+    if accept is not None and (mapping is not None or len(files) > 1):
+        raise SettingsError(
+            "--accept takes one FILE" if len(files) > 1 else "--mapping is for --labels",
+            hint="give the one file that `discover` wrote; the table says what its clusters are",
+        )
     old = load_model(model, console)
+    adatas = [read_file(file, console, layer=layer) for file in files]
+    meanings: Path | Mapping[str, str] | None = mapping
+    if accept is not None:
+        adatas, meanings = _accepted(adatas[0], accept, old, console, name=names[0])
     new = update_model(
         old,
-        [read_file(file, console, layer=layer) for file in files],
-        labels,
+        adatas,
+        labels or "cell_type",
         groups=donor if donor is not None else batch,
         strategy=chosen,
-        mapping=mapping,
+        mapping=meanings,
         accept_proposals=accept_proposals,
         joint_with=[read_file(file, console, layer=layer) for file in joint_with] if joint_with else None,
+        bank=bank,
         bank_size=bank_size,
         settings=settings,
         seed=seed,
@@ -118,9 +144,30 @@ def update(
     added = ", ".join(facts["types_added"]) or "none"
     text = f"types added: {added}\non {facts['held_out']['cells']:,} held-out cells:\n{score_table(facts['metrics'])}"
     if sealed := facts["tries"][-1]["types"]:
-        text += f"\nold types on sealed cells:\n{_sealed_table(sealed)}"
+        drawn = facts["tries"][-1].get("drawn_stages")
+        of = f" and, for stages that kept no cells ({', '.join(map(str, drawn))}), on draws" if drawn else ""
+        text += f"\nold types on sealed cells{of}:\n{_sealed_table(sealed)}"
     keys = ("strategy", "types_added", "genes_added", "labels", "tries", "sealed")
     console.result(text, run.data(new) | {key: facts[key] for key in keys}, as_json=as_json)
+
+
+def _accepted(
+    adata: AnnData, table: Path, model: Annotator, console: Console, *, name: str
+) -> tuple[list[AnnData], dict[str, str]]:
+    """Cells of the accepted clusters, and each name mapped to itself: what the user wrote is no proposal."""
+    from evercell.celltypes import reconcile
+    from evercell.discovery import accepted
+
+    cells = accepted(adata, table, name=name)
+    sizes = cells.obs["cell_type"].value_counts()
+    for match in reconcile(sizes.index, model.types).matches:
+        console.note(f"`{match.label}`: {sizes[match.label]:,} cells accepted")
+        if match.verdict == "same" and match.label != match.name:
+            console.warning(
+                f"`{match.label}` becomes a type beside `{match.name}`, which it reads like; "
+                f"if they are one, write `{match.name}` into `{table}`"
+            )
+    return [cells], {str(one): str(one) for one in sizes.index}
 
 
 def _sealed_table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -275,6 +322,7 @@ COMMANDS = {
     update: examples(
         "evercell update model new.h5ad --labels cell_type --donor donor --output model2",
         "evercell update model new.h5ad --labels celltype --mapping labels.csv --strategy analytic --output model2",
+        "evercell update model discovered.h5ad --accept clusters.csv --output model2",
     ),
     diff: examples("evercell diff model model2", "evercell diff model model2 query.h5ad --json"),
     revert: examples(
