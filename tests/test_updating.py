@@ -105,7 +105,7 @@ def test_where_nothing_holds_an_error_says_what_fell(
 
 
 def test_what_counts_as_a_fall(old: Annotator) -> None:
-    """Types with enough sealed cells alone, rarer ones together; two cells are chance."""
+    """Types with enough sealed cells alone, rarer ones together; four cells may be chance."""
     assert old.sealed is not None
     assert tried_on_sealed(old, old, tolerance=0.0).holds
     right = old.outputs(View.whole(old.sealed.counts)).codes == old.sealed.codes
@@ -117,13 +117,13 @@ def test_what_counts_as_a_fall(old: Annotator) -> None:
         assert len(rows) == min(wrong, most)
         return _Mistaken(old, rows)  # type: ignore[return-value]
 
-    verdict = tried_on_sealed(old, with_wrong(2, sizes[0]), tolerance=0.0)
+    verdict = tried_on_sealed(old, with_wrong(4, sizes[0]), tolerance=0.0)
     assert verdict.holds
-    verdict = tried_on_sealed(old, with_wrong(3, sizes[0]), tolerance=0.0)
+    verdict = tried_on_sealed(old, with_wrong(5, sizes[0]), tolerance=0.0)
     assert verdict.fallen == (ALL,)  # every type has fewer than 20 sealed cells here
     assert RARE not in verdict.rows  # these would be the same cells
     assert verdict.rows["alpha"]["after"] < verdict.rows["alpha"]["before"]
-    assert tried_on_sealed(old, with_wrong(3, sizes[0]), tolerance=0.5).holds
+    assert tried_on_sealed(old, with_wrong(5, sizes[0]), tolerance=0.5).holds
 
 
 class _Mistaken:
@@ -235,9 +235,9 @@ def test_replay_draws_the_share_of_the_earlier_stages_or_more_if_asked(old: Anno
         assert len(strategy.training_cells(stage).cells) == new.n_obs
 
 
-def test_canal_trains_the_last_block_norms_and_head_of_every_member(old: Annotator, new: AnnData) -> None:
+def test_canal_as_published_trains_the_last_block_norms_and_head_of_every_member(old: Annotator, new: AnnData) -> None:
     one_study = new[:, :300].copy()  # no new genes
-    model = update(old, one_study, mapping=OWN_NAMES, settings=SMALL, force=True)
+    model = update(old, one_study, mapping=OWN_NAMES, settings=replace(SMALL, trained="last layers"), force=True)
     before, after = old.backbone.state_dict(), model.backbone.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     members = {name.split(".")[2] for name in changed if name.startswith("blocks.")}
@@ -246,7 +246,7 @@ def test_canal_trains_the_last_block_norms_and_head_of_every_member(old: Annotat
     assert changed
     assert all("norm" in name or name.startswith(last) for name in changed)
     assert any(name == "final_norm.weight" for name in changed)
-    every = update(old, one_study, mapping=OWN_NAMES, settings=SMALL, force=True, strategy="replay").backbone
+    every = update(old, one_study, mapping=OWN_NAMES, settings=SMALL, force=True).backbone
     assert not torch.equal(every.gene_embedding.weight, old.backbone.gene_embedding.weight)
 
 
@@ -285,13 +285,13 @@ def test_a_coarser_label_gives_its_cells_the_finer_types(old: Annotator) -> None
 
 def test_new_genes_are_learnt_behind_the_old_ones(old: Annotator) -> None:
     cells = synthetic_cells(240, n_genes=400, n_types=5, seed=6)
-    model = update(old, cells, mapping={"acinar": "acinar"}, settings=SMALL)
+    model = update(old, cells, mapping={"acinar": "acinar"}, settings=replace(SMALL, trained="last layers"))
     n_old = len(old.vocabulary)
     assert facts_of(model)["genes_added"] == len(model.vocabulary) - n_old > 50
     assert model.linear is not None
     assert np.abs(model.linear.weight[n_old:]).max() > 0
     embedding, before = model.backbone.gene_embedding.weight, old.backbone.gene_embedding.weight
-    assert bool((embedding[:n_old] == before).all())  # canal trains the rows of new genes only
+    assert bool((embedding[:n_old] == before).all())  # the rows of new genes only
     start = grown(old, model.types, model.vocabulary, seed=0).backbone.gene_embedding.weight
     assert not bool((embedding[n_old:] == start[n_old:]).all())
     assert update(old, cells, mapping={"acinar": "acinar"}, settings=replace(SMALL, new_genes=False)).vocabulary == (

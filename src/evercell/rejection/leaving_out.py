@@ -12,7 +12,7 @@ import numpy as np
 from evercell.rejection.base import DEFAULT_RATE, Outputs, Rejector
 
 RATES = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02)
-"""Not above 2 %: that is of held-out cells of the training studies, and another study loses five to ten times as many."""
+"""Not above 2 %: that is of held-out cells of the training studies; another study loses five to ten times as many."""
 LEAST_CELLS = 3
 """Held-out cells that a type must have to play the unknown one."""
 

@@ -20,7 +20,7 @@ class AnalyticStrategy(Strategy):
     """No training steps, no forgetting by construction, the same head in whatever order the data sets come."""
 
     name: ClassVar[str] = "analytic"
-    trained: ClassVar[Literal["everything", "last layers", "nothing"]] = "nothing"
+    trained: ClassVar[Literal["everything", "nothing"]] = "nothing"
     learns_genes: ClassVar[bool] = False
 
     def end(self, stage: StageContext) -> Annotator:

@@ -40,6 +40,8 @@ class UpdateSettings:
         the weight of what the head learns of representations drawn from sketches.
     distillation
         Weight of keeping the old representation (CANAL's lambda).
+    trained
+        Weights that `canal` trains: ``everything``, or the ``last layers`` as CANAL does.
     selection
         How the bank chooses its cells: ``random``, ``nearest``, ``herding`` or ``kcentre``.
     bank
@@ -64,6 +66,7 @@ class UpdateSettings:
     augmentation: Augmentation | None = None
     replay: float = 0.4
     distillation: float = 0.1
+    trained: Literal["everything", "last layers"] = "everything"
     selection: str = "random"
     bank: int | None = None
     balance: str = "sqrt"
@@ -80,6 +83,8 @@ class UpdateSettings:
             raise SettingsError(
                 f"there is no selection `{self.selection}`", hint=f"choose one of: {', '.join(SELECTIONS)}"
             )
+        if self.trained not in ("everything", "last layers"):
+            raise SettingsError(f"trained must be `everything` or `last layers`, not `{self.trained}`")
         if not 0 < self.held_out < 1 or not 0 < self.replay < 1:
             raise SettingsError(f"held_out and replay must lie between 0 and 1, not {self.held_out} and {self.replay}")
 
@@ -158,7 +163,7 @@ class Strategy(ABC):
     """How an update keeps what earlier stages learnt. One instance serves one training; it may keep what it needs."""
 
     name: ClassVar[str]
-    trained: ClassVar[Literal["everything", "last layers", "nothing"]] = "everything"
+    trained: ClassVar[Literal["everything", "nothing"]] = "everything"
     """Which weights of the backbone are trained, besides the head and the rows of new genes."""
     replays: ClassVar[bool] = False
     """Whether bank cells are trained on, so that more of them is a safer setting."""

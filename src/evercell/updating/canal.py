@@ -5,7 +5,7 @@ Source: Wan et al., CANAL, Briefings in Bioinformatics 2024, bbae047.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,15 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evercell.classification import Batch
-from evercell.updating.base import StageCells, StageContext, Strategy, replayed
+from evercell.updating.base import StageCells, StageContext, Strategy, replayed, trained_weights
 
 
 class CanalStrategy(Strategy):
-    """Replay and ``lambda n_old / n_types MSE(features, old features)``; last block, norms and head are trained."""
+    """Replay and ``lambda n_old / n_types MSE(features, old features)``.
+
+    CANAL trains the last block, the norms and the head alone (`UpdateSettings.trained`, ``last layers``). Without a
+    backbone pretrained on many tissues that is too little to learn a new tissue by (docs/log.md), so all is trained.
+    """
 
     name: ClassVar[str] = "canal"
-    trained: ClassVar[Literal["everything", "last layers", "nothing"]] = "last layers"
     replays: ClassVar[bool] = True
+
+    def begin(self, stage: StageContext) -> None:
+        """Choose the weights to be trained as the settings say."""
+        trained_weights(stage, stage.settings.trained)
 
     def training_cells(self, stage: StageContext) -> StageCells:
         """Bank and new cells."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
 from evercell.annotator import Annotator
 from evercell.tokenizers import View
@@ -14,8 +15,8 @@ from evercell.updating.recall import drawn_outputs
 LEAST_CELLS = 20
 """Sealed cells from which on a type is judged by itself; rarer ones are judged together."""
 TRIED = 1  # seed of the draws; no training draws with it
-LEAST_LOST = 3
-"""A fall by fewer cells cannot be told from chance: three lost and none won has a probability of one in eight."""
+CHANCE = 0.05
+"""A fall counts only if as many cells lost, beside those won, have at most this probability by chance (sign test)."""
 DRAWN = 40
 """Draws of a type of a stage that is only sketched, which stand for sealed cells."""
 ALL, RARE = "all old types", "rare old types"
@@ -64,8 +65,9 @@ def tried_on_sealed(old: Annotator, new: Annotator, *, tolerance: float) -> Verd
     """Compare the recall of old types on the sealed cells of the old model, before and after.
 
     Every type with at least `LEAST_CELLS` sealed cells is judged by itself, the rarer ones together, and all together.
-    A row falls if it loses more than the share `tolerance` of its cells and at least `LEAST_LOST` cells. Stages that
-    are only sketched are tried on draws, the same ones before and after, moved as the sketch was with the backbone.
+    A row falls if it loses more than the share `tolerance` of its cells and more than chance would have it lose: five
+    cells lost and none won, for example, or twelve and three. Stages that are only sketched are tried on draws, the
+    same ones before and after, moved as the sketch was with the backbone.
     """
     codes = np.zeros(0, dtype=np.int64)
     before = after = np.zeros(0, dtype=bool)
@@ -97,8 +99,8 @@ def tried_on_sealed(old: Annotator, new: Annotator, *, tolerance: float) -> Verd
         rows[name] = {"cells": n, "before": float(before[cells].mean()), "after": float(after[cells].mean())}
         if n_drawn:
             rows[name]["drawn"] = int(cells[-n_drawn:].sum())
-        lost = int(before[cells].sum()) - int(after[cells].sum())
-        if name in judged and lost >= LEAST_LOST and lost > tolerance * n:
+        lost, won = int((before & ~after)[cells].sum()), int((after & ~before)[cells].sum())
+        if name in judged and lost - won > tolerance * n and binom.sf(lost - 1, lost + won, 0.5) <= CHANCE:
             fallen.append(name)
     stages = () if old.sketch is None else tuple(np.unique(old.sketch.stages).tolist())
     return Verdict(rows, tuple(fallen), stages)

@@ -1,0 +1,68 @@
+"""The page on teaching: its commands run in its order, on packaged cells, with smaller models and shorter trainings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+import pytest
+
+from evercell.checkpoint import load
+
+PAGE = Path(__file__).parents[1] / "docs" / "teach.md"
+Run = Callable[..., tuple[int, str, str]]
+
+
+def steps(text: str) -> list[str]:
+    """Commands and Python blocks of a page, in order; a line is one command."""
+    parts = re.split(r"(?m)^(?=    evercell |```python\n)", text)[1:]
+    return [
+        part.removeprefix("```python\n").split("```")[0] if part.startswith("```") else part.splitlines()[0].strip()
+        for part in parts
+    ]
+
+
+def test_commands_and_python_are_found() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    found = steps(text)
+    assert found[0] == "evercell demo"
+    assert sum(step.startswith("evercell ") for step in found) == len(re.findall(r"(?m)^ +evercell ", text))
+    assert sum(not step.startswith("evercell ") for step in found) == text.count("```python") >= 2
+
+
+def test_the_page_runs_from_top_to_bottom(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evercell.reporting.report._map_points", lambda *_, **__: (None, "There is no map in tests."))
+    text = PAGE.read_text(encoding="utf-8")
+    said = {}
+    for step in steps(text):
+        if not step.startswith("evercell "):
+            exec(compile(step, PAGE.name, "exec"), {})  # noqa: S102 -- the page's own code
+            continue
+        words = shlex.split(step)[1:]
+        short = ["--samples", "3200"] if words[0] in ("demo", "train", "update") else []
+        code, out, err = run(*words, *short)
+        assert code == 0, f"{' '.join(words)}\n{out}\n{err}"
+        said[words[0]] = out
+
+    assert "endothelial" in said["reconcile"]
+    assert load(tmp_path / "model2").types.names[-1] == "endothelial"
+    assert len(load(tmp_path / "model3").ledger) == 3
+    assert said["log"].count("stage ") >= 3
+    assert "it fell in no later stage" in said["bisect"] or "fell most in stage" in said["bisect"]
+    assert load(tmp_path / "model1").fingerprint == load(tmp_path / "evercell-demo" / "model").fingerprint
+    clusters = pd.read_csv(tmp_path / "clusters.csv", keep_default_na=False)
+    assert (clusters["accept"] == "yes").any()
+    taught = load(tmp_path / "taught")
+    assert taught.types.names[-1] == "endothelial" and len(taught.ledger) == 2
+    annotated = ad.read_h5ad(tmp_path / "annotated.h5ad").obs
+    endothelial = annotated[annotated["cell_type"] == "endothelial"]
+    assert (endothelial["evercell"] == "endothelial").mean() >= 0.5
+    others = annotated[annotated["cell_type"] != "endothelial"]
+    assert (others["evercell"] == "endothelial").mean() < 0.05
+    assert load(tmp_path / "private").bank.codes.size == 0
+    assert len(pd.read_csv(tmp_path / "select.csv")) == 20
