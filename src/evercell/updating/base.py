@@ -61,7 +61,7 @@ class UpdateSettings:
     """
 
     training: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(samples=6000, learning_rate=1e-3, evaluations=6)
+        default_factory=lambda: TrainingSettings(samples=12_000, learning_rate=1e-3, evaluations=6)
     )
     augmentation: Augmentation | None = None
     replay: float = 0.4
