@@ -17,8 +17,9 @@ cells, as `train` does it. A row of the CSV is one case, type and rejector:
   `h_at_10`: the H-score at these rates in per cent; `h_best`: at the best threshold in hindsight, which no rule knows.
 - `false_rejection_alone`, `unknown_accuracy_alone`: the same when the query holds only known or only unknown cells.
 
-`linear` is one minus the best probability of logistic regression on the same training cells, its threshold from the
-same held-out cells at the rate of `combined`; `canal` is CANAL's own rule, which judges cells by one another.
+`linear` is one minus the best probability of logistic regression on the same training cells, fitted over the genes of
+the query, its threshold from the same held-out cells at the rate of `combined`. `canal` is CANAL's own rule, which
+judges cells by one another.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tasks import BARON, PBMC4K, STELLATE, TASKS, TREG_IS_CD4, Study, Task, build
+from tasks import BARON, INNATE_LIKE_T, PBMC4K, STELLATE, TASKS, TREG_IS_CD4, Study, Task, build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ TEST: dict[str, Callable[[], Task]] = {
     "pancreas-4": TASKS["pancreas-4"],
 }
 _FASOLINO = ([BARON, Study("muraro_pancreas")], Study("fasolino_pancreas"), STELLATE)
+_FEW_GENES = Study("pbmc3k", genes=lambda cells: np.random.default_rng(0).random(cells.n_vars) < 0.3)
 DEV: dict[str, tuple[Callable[[], Task], list[str]]] = {
     "pancreas-1": (TASKS["pancreas-1"], ["alpha+ductal+activated_stellate", "beta+gamma"]),
     "immune-2": (TASKS["immune-2"], ["b+cd8_t+dendritic", "nk+cd14_monocyte+megakaryocyte"]),
@@ -70,6 +72,11 @@ DEV: dict[str, tuple[Callable[[], Task], list[str]]] = {
     "baron+muraro-fasolino": (
         partial(build, "baron+muraro-fasolino", *_FASOLINO),
         ["acinar+alpha+stellate", "endothelial+ductal+gamma"],
+    ),
+    # Training studies with other genes than each other, and a query with others again.
+    "pbmc4k+liu-pbmc3k": (
+        partial(build, "pbmc4k+liu-pbmc3k", [PBMC4K, Study("liu_covid_pbmc")], _FEW_GENES, INNATE_LIKE_T),
+        ["cd14_monocyte+b", "nk+dendritic"],
     ),
 }
 
@@ -126,20 +133,18 @@ class Case:
 
 def rejectors_of(model: Annotator, training: Any, held_out: Any, seed: int) -> dict[str, Rejector]:
     """Every rejector, fitted and calibrated as `train` does it; the model is asked once."""
-    from evercell.bank import balanced_rows
-    from evercell.classification import calibrated_rejector
+    from evercell.classification import calibrated_rejector, example_outputs
     from evercell.rejection import REJECTORS
     from evercell.tokenizers import View
 
-    rows = balanced_rows(training.codes, 4000, np.random.default_rng(seed))
-    asked = (model.outputs(View.whole(training.counts[rows], training.measured_by_any)), training.codes[rows])
+    asked = example_outputs(model, training, seed)
     unseen = (model.outputs(View.whole(held_out.counts, held_out.measured_by_any)), held_out.codes)
     return {name: calibrated_rejector(REJECTORS[name], asked, unseen, seed=seed) for name in REJECTORS}
 
 
 def judged(model: Annotator, rejectors: dict[str, Rejector], query: Any) -> Iterator[tuple[str, Rejector, Outputs]]:
     """Each rejector, and what the model says of the query; both fitted again where the query lacks genes."""
-    from evercell.adaptation import LOST, fitted_to, lost_share
+    from evercell.adaptation import LOST, familiar, fitted_to, lost_share
     from evercell.cells import find_counts
     from evercell.genes import align
     from evercell.tokenizers import View
@@ -147,10 +152,11 @@ def judged(model: Annotator, rejectors: dict[str, Rejector], query: Any) -> Iter
     counts = find_counts(query)
     alignment = align(counts.genes, model.vocabulary)
     view = View.whole(alignment.apply(counts.to_csr()), alignment.measured)
+    adapts = lost_share(model, alignment.measured) >= LOST and not familiar(model, alignment.measured)
     outputs = None
     for name, rejector in rejectors.items():
         asked = replace(model, rejector=rejector)
-        if lost_share(model, alignment.measured) >= LOST:
+        if adapts:
             asked = fitted_to(asked, alignment.measured)
         outputs = asked.outputs(view) if outputs is None else outputs  # the same for every rejector
         assert asked.rejector is not None
@@ -188,11 +194,13 @@ def rows_of(case: Case, folder: Path | None) -> Iterator[dict[str, Any]]:
         right = case.task.comparable(names[outputs.codes]) == truth
         among = partial(_scored, rejector, outputs)
         yield from rows(name, among, partial(_threshold, rejector, outputs), rejector.default_rate, right, cells)
-    baseline = fit_linear(training.counts, training.codes, n_types=len(names), seed=case.seed)
     assert outputs is not None
     assert outputs.view is not None
-    log_proba = baseline.log_proba(outputs.view)
-    unsure = 1 - np.exp(baseline.log_proba(View.whole(held_out.counts)).max(axis=1))
+    genes = np.flatnonzero(outputs.view.measured)  # of the query: the baseline is fitted for each
+    shown = training.over_genes(genes)
+    baseline = fit_linear(shown.counts, shown.codes, n_types=len(names), seed=case.seed)
+    log_proba = baseline.log_proba(View.whole(outputs.view.counts[:, genes].tocsr()))
+    unsure = 1 - np.exp(baseline.log_proba(View.whole(held_out.over_genes(genes).counts)).max(axis=1))
     score = 1 - np.exp(log_proba.max(axis=1))
     right = case.task.comparable(names[log_proba.argmax(axis=1)]) == truth
     rate = rejectors["combined"].default_rate

@@ -92,10 +92,10 @@ def held_out_loss(model: Annotator, cells: TrainingCells, most: int = 1000) -> C
 
 def fitted_rejector(model: Annotator, rejector: type[Rejector], cells: TrainingCells, *, seed: int) -> Rejector:
     """Rejector fitted on training cells, not calibrated yet."""
-    return rejector.fitted(*_example_outputs(model, cells, seed))
+    return rejector.fitted(*example_outputs(model, cells, seed))
 
 
-def _example_outputs(model: Annotator, cells: TrainingCells, seed: int) -> tuple[Outputs, np.ndarray]:
+def example_outputs(model: Annotator, cells: TrainingCells, seed: int) -> tuple[Outputs, np.ndarray]:
     """What the model says of a class-balanced choice of training cells, and their codes."""
     rows = balanced_rows(cells.codes, 4000, np.random.default_rng(seed))
     outputs = model.outputs(View.whole(cells.counts[rows], cells.measured_by_any))
@@ -113,7 +113,7 @@ def calibrated(
     view = View.whole(held_out.counts, held_out.measured_by_any)
     uncalibrated = replace(model, temperature=1.0).outputs(view)
     model = replace(model, temperature=best_temperature(uncalibrated.log_proba, held_out.codes))
-    training, outputs = _example_outputs(model, cells, seed), model.outputs(view)
+    training, outputs = example_outputs(model, cells, seed), model.outputs(view)
     return replace(model, rejector=calibrated_rejector(rejector, training, (outputs, held_out.codes), seed=seed))
 
 
