@@ -274,3 +274,9 @@ def test_a_model_without_sealed_cells_or_sums_is_read(model: Annotator, tmp_path
     assert again.sealed is None
     assert not again.strategy_state
     assert again.fingerprint == plain.fingerprint
+
+
+def test_every_file_can_be_read_by_whom_the_folder_is_shared_with(model: Annotator, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert len(set(modes.values())) == 1, modes

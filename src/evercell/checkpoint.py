@@ -156,13 +156,14 @@ def _keep_stages(previous: Path, folder: Path, *, below: int) -> None:
 
 
 def _write(annotator: Annotator, folder: Path, card: str) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as as_bytes
 
     (folder / "genes.txt").write_text(annotator.vocabulary.to_text(), encoding="utf-8")
     (folder / "ledger.jsonl").write_text(annotator.ledger.to_text(), encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     arrays = {name: np.ascontiguousarray(array) for name, array in annotator.weights().items()}
-    save_file(arrays, folder / "weights.safetensors")
+    # As bytes: `save_file` makes a file that only its owner can read, and a model is there to be shared.
+    (folder / "weights.safetensors").write_bytes(as_bytes(arrays))
     _write_bank(annotator.bank, annotator, folder / "bank.h5ad")
     files: tuple[str, ...] = FILES
     if annotator.sealed is not None:
@@ -171,7 +172,7 @@ def _write(annotator: Annotator, folder: Path, card: str) -> None:
     sketched: dict[str, Any] = {}
     if annotator.sketch is not None:
         sketched = {"sketch": annotator.sketch.facts(annotator.types.names)}
-        save_file(annotator.sketch.arrays(), folder / SKETCH)
+        (folder / SKETCH).write_bytes(as_bytes(annotator.sketch.arrays()))
         files = (*files, SKETCH)
     description: dict[str, Any] = {
         "format": FORMAT_WITH_SKETCH if sketched else FORMAT,
