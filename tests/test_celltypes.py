@@ -282,6 +282,11 @@ def test_read_mapping_of_each_kind(tmp_path: Path) -> None:
         assert read_mapping(tmp_path / f"m.{kind}") == expected
 
 
+def test_a_line_without_a_name_leaves_its_label_open(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("label,name\nmonocyte,Mono\nb,\n")
+    assert read_mapping(tmp_path / "m.csv") == {"monocyte": "Mono"}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -292,7 +297,7 @@ def test_read_mapping_of_each_kind(tmp_path: Path) -> None:
         ("m.json", '["a"]', "one object"),
         ("m.json", "{", "not json"),
         ("m.txt", "a", "cannot be read|can be read"),
-        ("m.csv", "label,name\nx\n", "both must be names"),
+        ("m.csv", "label,name\n,x\n", "both must be names"),
     ],
 )
 def test_read_mapping_refuses(tmp_path: Path, name: str, text: str, message: str) -> None:
