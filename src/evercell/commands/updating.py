@@ -68,6 +68,9 @@ def update(
     selection: Annotated[
         str, typer.Option("--selection", metavar="NAME", help="Which cells: random, nearest, herding or kcentre.")
     ] = "random",
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Train once more on all new cells, held-out ones included.")
+    ] = False,
     donor: Donor = None,
     batch: Batch = None,
     layer: Layer = None,
@@ -91,7 +94,7 @@ def update(
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     console = run.console
     chosen = STRATEGIES[strategy].name
-    settings = UpdateSettings(selection=selection)
+    settings = UpdateSettings(selection=selection, refit=refit)
     if samples is not None:
         settings = replace(settings, training=replace(settings.training, samples=samples))
     names = file_names(files)
