@@ -138,7 +138,7 @@ def update(
     )
     facts = run.saved(new, previous=model_folder(model))
     for row in facts["labels"]:
-        if row["by"] not in ("exact", ""):
+        if row["by"] not in ("exact", "") and row["label"] != row["to"]:
             console.note(f"label `{row['label']}` is `{row['to']}` ({row['by']})")
     if facts["strategy"] != chosen:
         console.warning(f"with `{chosen}` old types fell; the model was made with `{facts['strategy']}`")
