@@ -65,7 +65,7 @@ class Run:
     seed: int
     strategy: str
     bank: int = 1000
-    selection: str = "random"
+    selection: str = "herding"
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -220,13 +220,13 @@ def _print_tables(path: Path) -> None:
     shown += ["unseen_mean_accuracy", "seconds", "held"]
     means = figures.groupby(["stream", "order", "strategy", "bank", "selection"], sort=False)[shown].mean()
     print(means.round(4).to_string())
-    plain = figures[(figures["bank"] == 1000) & (figures["selection"] == "random")]
-    complete = plain.groupby(["stream", "order", "seed"])["strategy"].transform("nunique")
-    print(f"\nmean over streams, orders and seeds ({complete.max()} strategies in each)")
-    whole = plain[complete == complete.max()]
-    overall = whole.groupby(["stream", "strategy"])[shown].mean().groupby("strategy").mean()
-    spread = whole.groupby(["stream", "order", "strategy"])["final_mean_accuracy"].std().groupby("strategy").mean()
-    print(overall.assign(sd_seeds=spread).round(4).to_string())
+    plain = figures[figures["bank"] == 1000]
+    named = plain.assign(name=plain["strategy"] + " (" + plain["selection"] + ")")
+    by_stream = named.groupby(["stream", "name"], sort=False)[shown].mean()
+    n_streams = by_stream.groupby("name").size()
+    print(f"\nmean over streams, of what was run on all {n_streams.max()}")
+    means = by_stream.groupby("name").mean()
+    print(means[n_streams == n_streams.max()].round(4).to_string())
 
 
 def _runs(arguments: argparse.Namespace) -> list[Run]:
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--orders", nargs="+", default=["forward"], choices=["forward", "reversed"])
     parser.add_argument("--banks", nargs="+", type=int, default=[1000])
-    parser.add_argument("--selections", nargs="+", default=["random"])
+    parser.add_argument("--selections", nargs="+", default=["herding"])
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "evercell-stream-models")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true", help="print the tables only")

@@ -66,8 +66,8 @@ def update(
         int | None, typer.Option("--bank-size", metavar="N", help="Example cells kept afterwards, of all types.")
     ] = None,
     selection: Annotated[
-        str, typer.Option("--selection", metavar="NAME", help="Which cells: random, nearest, herding or kcentre.")
-    ] = "random",
+        str, typer.Option("--selection", metavar="NAME", help="Which cells: herding, random, nearest or kcentre.")
+    ] = "herding",
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Train once more on all new cells, held-out ones included.")
     ] = False,

@@ -43,7 +43,7 @@ class UpdateSettings:
     trained
         Weights that `canal` trains: ``everything``, or the ``last layers`` as CANAL does.
     selection
-        How the bank chooses its cells: ``random``, ``nearest``, ``herding`` or ``kcentre``.
+        How the bank chooses its cells: ``herding``, ``random``, ``nearest`` or ``kcentre``.
     bank
         Size of the bank afterwards; None keeps the size that the model was made with.
     balance
@@ -67,7 +67,7 @@ class UpdateSettings:
     replay: float = 0.4
     distillation: float = 0.1
     trained: Literal["everything", "last layers"] = "everything"
-    selection: str = "random"
+    selection: str = "herding"
     bank: int | None = None
     balance: str = "sqrt"
     held_out: float = 0.15
