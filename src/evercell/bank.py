@@ -92,6 +92,12 @@ def quotas(sizes: Sequence[int], total: int) -> np.ndarray:
     return kept
 
 
+def kinds_of(codes: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Number of each cell's kind (N,), from 0: cells of one type in one group, such as a study or a stage."""
+    found: np.ndarray = np.unique(np.stack([groups, codes]), axis=1, return_inverse=True)[1].ravel()
+    return found
+
+
 def balanced_rows(codes: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
     """Sorted rows of a class-balanced random choice of at most `total` cells."""
     kept = quotas(np.bincount(codes).tolist(), total)

@@ -192,6 +192,11 @@ class Reconciliation:
         return {match.label: match.name for match in self.matches}
 
     @property
+    def mapped(self) -> set[str]:
+        """Labels that the user's mapping settled."""
+        return {match.label for match in self.matches if match.by == "mapping"}
+
+    @property
     def new(self) -> list[str]:
         """Final names that the model does not have yet, in order."""
         return list(dict.fromkeys(match.name for match in self.matches if match.verdict == "new"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from evercell.bank import kinds_of
 from evercell.tokenizers.base import View
 
 
@@ -37,8 +38,7 @@ class LinearModel:
 
     def log_proba(self, view: View) -> np.ndarray:
         """Log-probabilities of the types (B, K), float32. Each row depends on its own cell alone."""
-        logged = csr_matrix((view.log_normalised(), view.counts.indices, view.counts.indptr), shape=view.counts.shape)
-        logits = logged @ self.weight + self.bias
+        logits = view.logged() @ self.weight + self.bias
         logits -= logits.max(axis=1, keepdims=True)
         found: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return found
@@ -84,12 +84,11 @@ def fit_linear(
     -------
     LinearModel
     """
-    kinds = codes if stages is None else np.unique(np.stack([codes, stages]), axis=1, return_inverse=True)[1].ravel()
+    kinds = codes if stages is None else kinds_of(codes, stages)
     rows = sampled(kinds, max_cells, np.random.default_rng(seed))
     used, codes, kinds = counts[rows], codes[rows], kinds[rows]
     seen = np.flatnonzero(np.bincount(used.indices, minlength=counts.shape[1]) >= min(3, len(rows)))
-    view = View.whole(used)
-    logged = csr_matrix((view.log_normalised(), used.indices, used.indptr), shape=used.shape)[:, seen]
+    logged = View.whole(used).logged()[:, seen]
     weight = np.zeros((counts.shape[1], n_types), dtype=np.float32)
     weight[seen], bias = logistic_regression(
         logged,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from evercell.bank import ExampleBank, balanced_rows
+from evercell.bank import ExampleBank, balanced_rows, kinds_of
 from evercell.cells import find_counts
 from evercell.celltypes import CellTypes
 from evercell.errors import LabelsError, SettingsError
@@ -75,8 +75,8 @@ class TrainingCells:
         ``sqrt`` draws the types of each study in proportion to the root of their number of cells, ``equal`` each type
         as often, ``none`` each cell as often.
         """
-        _, kinds = np.unique(np.stack([self.studies, self.codes]), axis=1, return_inverse=True)
-        sizes = np.bincount(kinds.ravel())[kinds.ravel()].astype(np.float64)
+        kinds = kinds_of(self.codes, self.studies)
+        sizes = np.bincount(kinds)[kinds].astype(np.float64)
         weight = {"sqrt": sizes**-0.5, "equal": sizes**-1.0, "none": np.ones(len(self))}[balance]
         found: np.ndarray = weight / weight.sum()
         return found
@@ -222,8 +222,7 @@ def chosen_genes(cells: TrainingCells, *, least_cells: int, variable_genes: int 
     expressed = np.flatnonzero(n_cells >= min(least_cells, max(len(cells) // 10, 1)))
     if variable_genes is None or len(expressed) <= variable_genes:
         return expressed
-    view = View.whole(cells.counts)
-    logged = csr_matrix((view.log_normalised(), cells.counts.indices, cells.counts.indptr), shape=cells.counts.shape)
+    logged = View.whole(cells.counts).logged()
     mean = np.asarray(logged.mean(axis=0)).ravel()
     spread = np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2
     # Dispersion of the logarithms among genes of like mean, as Scanpy's "seurat" flavour does.

@@ -37,7 +37,7 @@ class MarkersRejector(Rejector):
     def fitted(cls, outputs: Outputs, codes: np.ndarray) -> Self:
         """Markers and profiles of the types, from training cells."""
         view = _cells(outputs)
-        logged = csr_matrix((view.log_normalised(), view.counts.indices, view.counts.indptr), shape=view.counts.shape)
+        logged = view.logged()
         types, n_types = np.unique(codes), outputs.logits.shape[1]
         members = csr_matrix(
             (np.ones(len(codes), dtype=np.float32), (np.searchsorted(types, codes), np.arange(len(codes))))
@@ -85,16 +85,13 @@ class MarkersRejector(Rejector):
         """Minus the correlation of each cell with its most probable type (B,)."""
         view = _cells(outputs)
         genes = self.arrays["genes"].astype(np.int64)
-        few = view.counts[:, genes]
-        logged = csr_matrix(
-            (View(few, view.totals, view.measured).log_normalised(), few.indices, few.indptr), few.shape
-        )
+        logged = View(view.counts[:, genes], view.totals, view.measured).logged()
         centre, profiles = self.arrays["centre"], self.arrays["profiles"]
         # Sparse products go gene by gene in each cell's own row, so that a cell is rounded alike in any company.
         along = logged @ np.column_stack([profiles, centre])  # (B, K + 1)
         squares = logged.multiply(logged).tocsr() @ np.ones(len(genes), dtype=np.float32)
         length = np.sqrt(np.maximum(squares - 2 * along[:, -1] + (centre**2).sum(), 1e-9))
-        own = along[np.arange(len(few.indptr) - 1), outputs.codes] - (centre @ profiles)[outputs.codes]
+        own = along[np.arange(logged.shape[0]), outputs.codes] - (centre @ profiles)[outputs.codes]
         found: np.ndarray = -(own / length)
         return found
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.sparse import csr_matrix, vstack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from scipy.sparse import csr_matrix
 
 TOTAL = 1e4  # counts a cell is scaled to before the logarithm, as in Scanpy's usual recipe
 
@@ -77,8 +77,6 @@ class View:
     @classmethod
     def joined(cls, views: Sequence[View]) -> View:
         """Cells of several views, one after the other; genes are measured where any of them measured them."""
-        from scipy.sparse import vstack
-
         counts = vstack([view.counts for view in views], format="csr")
         measured = np.any([view.measured for view in views], axis=0)
         return cls(counts, np.concatenate([view.totals for view in views]), measured)
@@ -88,6 +86,11 @@ class View:
         scale = TOTAL / np.maximum(self.totals, 1.0)
         per_count = np.repeat(scale.astype(np.float32), np.diff(self.counts.indptr))
         return np.log1p(self.counts.data * per_count)
+
+    def logged(self) -> csr_matrix:
+        """`log_normalised` as a matrix (B, G), CSR."""
+        counts = self.counts
+        return csr_matrix((self.log_normalised(), counts.indices, counts.indptr), shape=counts.shape)
 
 
 class Tokenizer(ABC):

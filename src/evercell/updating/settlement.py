@@ -80,9 +80,8 @@ def looked_at(
     proba, rejected = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     rows = np.linspace(0, len(labels) - 1, min(len(labels), MOST_CELLS)).astype(int)
     evidence = found.evidence(proba[rows], labels[rows], rejected=rejected[rows])
-    mapped = {match.label for match in found.matches if match.by == "mapping"}
     evidence["to"] = [
-        found.mapping[label] if label in mapped else to
+        found.mapping[label] if label in found.mapped else to
         for label, to in zip(evidence["label"], evidence["to"], strict=True)
     ]
     return found, evidence, proba
@@ -123,8 +122,7 @@ def settled(
     """
     found, evidence, proba = looked_at(model, studies, mapping=mapping, species=species, column=column)
     labels = np.concatenate([study.labels for study in studies])
-    mapped = {match.label for match in found.matches if match.by == "mapping"}
-    open_rows = evidence[evidence["finding"].isin(OPEN) & ~evidence["label"].isin(mapped)]
+    open_rows = evidence[evidence["finding"].isin(OPEN) & ~evidence["label"].isin(found.mapped)]
     if len(open_rows) and not accept_proposals:
         lines = "; ".join(
             f"{sentence} (it would call {unknown:.0%} of them unknown)"
