@@ -94,7 +94,9 @@ def test_a_model_that_forgets_is_not_written(
     code, _, err = run(*words, "--output", tmp_path / "forced", "--force")
     assert code == 0
     assert "warning: old types fell, and --force was given: all old types" in err
-    monkeypatch.setattr("evercell.updating.update._attempts", lambda strategy, settings, force: [(strategy, settings)])
+    monkeypatch.setattr(
+        "evercell.updating.update._attempts", lambda _, strategy, settings, force: [(strategy, settings)]
+    )
     code, out, err = run(*words, "--output", tmp_path / "no")
     assert (code, out) == (1, "")
     assert "error: old types fell by more than 0.02" in err

@@ -25,7 +25,7 @@ from evercell.training_cells import TrainingCells, gather, read_study
 from evercell.updating import STRATEGIES, StageContext, Strategy, UpdateSettings
 from evercell.updating.gate import ALL, RARE, tried_on_sealed
 from evercell.updating.growth import grown
-from evercell.updating.update import update, without_sealed
+from evercell.updating.update import _attempts, update, without_sealed
 
 SMALL = UpdateSettings(
     training=TrainingSettings(samples=1280, batch_size=32, learning_rate=3e-3, evaluations=2), refit=False
@@ -85,6 +85,15 @@ def test_replay_passes_the_gate(old: Annotator, new: AnnData, strategy: str) -> 
     assert min(sealed.values()) > 0.9
 
 
+@pytest.mark.parametrize(("stages", "replays"), [(1, [0.4, 0.8, 0.4]), (4, [0.4, 0.4])])
+def test_a_try_that_would_be_the_same_training_is_left_out(old: Annotator, stages: int, replays: list[float]) -> None:
+    """A bank of four earlier stages has four fifths of the draws, the most that is tried."""
+    bank = replace(old.bank, stages=1 + np.arange(len(old.bank)) % stages)
+    tries = _attempts(replace(old, bank=bank), "canal", SMALL, force=False)
+    assert [settings.replay for _, settings in tries] == replays
+    assert tries[-1][0] == "analytic"
+
+
 def test_force_publishes_what_was_asked_for(old: Annotator, new: AnnData) -> None:
     facts = facts_of(update(old, new, strategy="naive", mapping=OWN_NAMES, settings=SMALL, force=True))
     (tried,) = facts["tries"]  # type: ignore[misc]
@@ -95,7 +104,7 @@ def test_where_nothing_holds_an_error_says_what_fell(
     old: Annotator, new: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "evercell.updating.update._attempts", lambda strategy, settings, force: [("naive", settings)] * 2
+        "evercell.updating.update._attempts", lambda _, strategy, settings, force: [("naive", settings)] * 2
     )
     with pytest.raises(
         GateError, match=r"`all old types` from (1\.000|0\.9\d+) to 0\.\d+ \(\d+ sealed cells\)"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
-from evercell.bank import ExampleBank
+from evercell.bank import ExampleBank, kinds_of
 from evercell.bank_selection import SELECTIONS, selected_rows
 from evercell.classification import Batch, features_of
 from evercell.discriminant import RunningSums
@@ -220,20 +220,24 @@ def joined_cells(first: TrainingCells, second: TrainingCells) -> TrainingCells:
     return of_bank(both)
 
 
+def replay_share(bank: ExampleBank, settings: UpdateSettings) -> float:
+    """Share of the draws that are of the bank: that of the earlier stages among all, `settings.replay` at least."""
+    n_earlier = len(np.unique(bank.stages))
+    return max(settings.replay, n_earlier / (n_earlier + 1))
+
+
 def replayed(stage: StageContext) -> StageCells:
     """Bank and new cells. Of the bank, every type of every stage is drawn alike.
 
-    The bank's share of the draws is that of the earlier stages among all stages, `settings.replay` at least: a bank of
-    many studies is not to be drowned by the last one.
+    How many draws the bank gets grows with its stages (`replay_share`): many studies are not to be drowned by one.
     """
     new, bank = stage.cells, stage.examples
     fresh = new.sampling_weights(stage.settings.balance)
     if not len(bank):
         return StageCells(new, fresh)
-    kinds = np.unique(np.stack([bank.codes, bank.stages]), axis=1, return_inverse=True)[1].ravel()
+    kinds = kinds_of(bank.codes, bank.stages)
     again = 1.0 / np.bincount(kinds)[kinds]
-    n_earlier = len(np.unique(bank.stages))
-    share = max(stage.settings.replay, n_earlier / (n_earlier + 1))
+    share = replay_share(bank, stage.settings)
     return StageCells(
         joined_cells(of_bank(bank), new), np.concatenate([share * again / again.sum(), (1.0 - share) * fresh])
     )

@@ -32,7 +32,7 @@ from evercell.training_cells import (
     sealed_rows,
 )
 from evercell.updating import STRATEGIES
-from evercell.updating.base import UpdateSettings
+from evercell.updating.base import UpdateSettings, replay_share
 from evercell.updating.gate import tried_on_sealed
 from evercell.updating.growth import with_genes_of
 from evercell.updating.settlement import settled
@@ -71,8 +71,8 @@ def update(
     """Teach a model a new labelled data set without forgetting the earlier ones.
 
     The new model is tried on sealed cells of every earlier stage. If an old type falls by more than `tolerance`, the
-    update is tried again with twice the replay (where the strategy replays), then with `analytic`; the first that holds
-    is returned.
+    update is tried again with twice the replay (where the strategy replays, and the bank is not of so many stages that
+    it has that share already), then with `analytic`; the first that holds is returned.
 
     Parameters
     ----------
@@ -174,7 +174,8 @@ def update(
     maker = StageMaker(
         old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown, keeps_cells
     )
-    made, tries = _first_that_holds(maker, _attempts(strategy, settings, force=force), state_folder, tolerance, force)
+    attempts = _attempts(old, strategy, settings, force=force)
+    made, tries = _first_that_holds(maker, attempts, state_folder, tolerance, force)
     if not keeps_cells and (made.model.bank.stages == stage).any():
         raise ModelError(
             f"the strategy `{strategy}` kept cells where only a sketch is allowed", hint="choose another strategy"
@@ -273,13 +274,18 @@ def _first_that_holds(
     )
 
 
-def _attempts(strategy: str, settings: UpdateSettings, *, force: bool) -> list[tuple[str, UpdateSettings]]:
+def _attempts(
+    old: Annotator, strategy: str, settings: UpdateSettings, *, force: bool
+) -> list[tuple[str, UpdateSettings]]:
     """What is tried, one after the other, until the gate holds."""
     found = [(strategy, settings)]
     if force:
         return found
-    if STRATEGIES[strategy].replays:
-        found.append((strategy, replace(settings, replay=min(2 * settings.replay, MOST_REPLAY))))
+    safer = replace(settings, replay=min(2 * settings.replay, MOST_REPLAY))
+    # A bank of many stages has that share of the draws already: the same training would come out the same.
+    more = old.sketch is not None or replay_share(old.bank, safer) > replay_share(old.bank, settings)
+    if STRATEGIES[strategy].replays and more:
+        found.append((strategy, safer))
     if strategy != "analytic":
         found.append(("analytic", settings))
     return found
