@@ -18,7 +18,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "plugins", "progress", "threads"),
     ("gene_names", "genes", "ontology", "labels", "celltypes", "normalisation", "counts", "cells", "examples"),
     ("preprocessing", "training_cells", "tokenizers", "augmentation", "bank", "bank_selection", "sketches"),
-    ("backbones", "heads", "linear", "discriminant", "masking", "rejection"),
+    ("backbones", "heads", "linear", "discriminant", "masking", "rejection", "type_targets"),
     ("annotator", "checkpoint", "ledger", "registry"),
     (
         "distributed",
@@ -29,7 +29,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "majority",
         "evaluation",
         "classification",
-        "unlabelled_cells",
+        "pretraining_cells",
     ),
     ("pretraining", "finetuning", "updating"),
     ("discovery", "explaining"),

@@ -21,11 +21,11 @@ from evercell.errors import CellsError, GenesError, LabelsError, ModelError, Set
 from evercell.finetuning import quick_settings as quick_training
 from evercell.masking import Levels, MaskedExpression, Masking, mask_code, unit_bins
 from evercell.pretraining import PretrainingSettings, pretrain, quick_settings
+from evercell.pretraining_cells import PretrainingCells, cell_files, read_for_pretraining, split_studies
 from evercell.testing import synthetic_cells
 from evercell.tokenizers import TOKENIZERS, View
 from evercell.tokenizers.bins import expression_bins
 from evercell.training import fit
-from evercell.unlabelled_cells import UnlabelledCells, cell_files, read_unlabelled, split_studies
 
 
 def few_steps(steps: int = 12, **changes: object) -> PretrainingSettings:
@@ -95,7 +95,7 @@ def test_representation_holds_the_types_of_an_unseen_study(pretrained: ec.Annota
 
 def test_the_trivial_answer_is_each_genes_most_frequent_bin() -> None:
     counts = sp.csr_matrix(np.array([[8, 1, 0], [8, 0, 0], [1, 8, 0]], dtype=np.float32))
-    cells = UnlabelledCells(("a",), (counts,), np.array([[True, True, False]]))
+    cells = PretrainingCells(("a",), (counts,), np.array([[True, True, False]]))
     bins = expression_bins(View.whole(counts))
     levels = Levels.of(cells)
     assert levels.genes[:2, 0].tolist() == [0, 1] and levels.genes[2].sum() == 0  # unmeasured is not unexpressed
@@ -169,8 +169,8 @@ def test_contrast_is_lowest_where_views_of_a_cell_are_alike() -> None:
 
 
 def test_a_batch_comes_from_one_study_and_small_studies_are_drawn_more_often_than_by_size() -> None:
-    class Drawn(UnlabelledCells):
-        def draw(self, study: int, n_cells: int, rng: np.random.Generator) -> sp.csr_matrix:
+    class Drawn(PretrainingCells):
+        def draw(self, study: int, n_cells: int, rng: np.random.Generator) -> tuple[sp.csr_matrix, np.ndarray]:
             asked.append(study)
             return super().draw(study, n_cells, rng)
 
@@ -340,7 +340,7 @@ def test_counts_are_held_small_and_empty_cells_left_out(tmp_path: Path) -> None:
     cells.X = sp.csr_matrix(np.minimum(cells.X.toarray(), 200), dtype=np.float32)
     cells.X = sp.diags((np.arange(50) != 3).astype(np.float32)) @ cells.X
     cells.write_h5ad(tmp_path / "a.h5ad")
-    (study,) = read_unlabelled([tmp_path / "a.h5ad"])
+    (study,) = read_for_pretraining([tmp_path / "a.h5ad"])
     assert study.counts.dtype == np.uint8 and len(study) == 49
     np.testing.assert_array_equal(study.counts.toarray(), np.delete(cells.X.toarray(), 3, axis=0))
 
@@ -354,14 +354,14 @@ def test_held_out_cells_are_whole_studies_then_donors_then_cells() -> None:
     data = [synthetic_cells(60, seed=seed, n_donors=4) for seed in range(4)]
     names = ["a", "b", "c", "d"]
 
-    split, (train, held) = split_studies(read_unlabelled(data, names=names), share=0.2, seed=0)
+    split, (train, held) = split_studies(read_for_pretraining(data, names=names), share=0.2, seed=0)
     assert split.by == "studies" and len(split.held_out) == 1
     assert [len(t) + len(h) for t, h in zip(train, held, strict=True)] == [60] * 4
     assert all(len(t) == 0 or len(h) == 0 for t, h in zip(train, held, strict=True))
 
-    split, _ = split_studies(read_unlabelled(data[:1], names=["a"], groups="donor"), share=0.2, seed=0)
+    split, _ = split_studies(read_for_pretraining(data[:1], names=["a"], groups="donor"), share=0.2, seed=0)
     assert split.by == "groups" and split.held_out[0].startswith("a/donor")
-    split, _ = split_studies(read_unlabelled(data[:2]), share=0.2, seed=0)
+    split, _ = split_studies(read_for_pretraining(data[:2]), share=0.2, seed=0)
     assert split.by == "cells" and not set(split.train) & set(split.validation)
 
     model = pretrain(data[:2], names=["a", "b"], settings=few_steps(2, held_out_studies=("b",)))

@@ -23,7 +23,7 @@ from evercell.tokenizers.base import TokenBatch, Tokenizer, View, padded
 from evercell.tokenizers.bins import N_BINS, BinsTokenizer, expression_bins
 
 if TYPE_CHECKING:
-    from evercell.unlabelled_cells import UnlabelledCells
+    from evercell.pretraining_cells import PretrainingCells
 
 LEVELS = N_BINS - 1  # answers: not expressed, and the levels of expression
 TEMPERATURE = 0.1  # of the contrast
@@ -189,11 +189,11 @@ class Levels:
     units: np.ndarray
 
     @classmethod
-    def of(cls, cells: UnlabelledCells, *, most: int = 20_000) -> Levels:
+    def of(cls, cells: PretrainingCells, *, most: int = 20_000) -> Levels:
         """Levels in about `most` evenly spaced cells at most."""
         n_genes = cells.measured.shape[1]
         genes, units = np.zeros((n_genes, LEVELS)), np.zeros((LEVELS, LEVELS))
-        for study, counts in cells.spread(most):
+        for study, _, counts in cells.spread(most):
             view = View.whole(counts)
             bins, unit, rows = expression_bins(view).astype(np.int64), unit_bins(view), _rows(counts)
             part = np.bincount(counts.indices * np.int64(LEVELS) + bins, minlength=n_genes * LEVELS)

@@ -1,8 +1,10 @@
-"""Learn from unlabelled cells: `pretrain`.
+"""Learn from many studies at once, labelled or not: `pretrain`.
 
 Some genes of a cell are hidden, and the backbone is asked how much of them the cell expresses (scBERT). Beside that,
 two random views of a cell are told from views of other cells of the same study; from cells of other studies they would
-be told by the study, and that is what would be learnt.
+be told by the study, and that is what would be learnt. Where studies are labelled, the type of a cell is asked for as
+well, among the types that its study shows: a type has one row for all studies, so they are brought together, and what
+a study calls more coarsely than another is not held against it.
 """
 
 from __future__ import annotations
@@ -33,23 +35,25 @@ from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.masking import Levels, MaskedExpression, Masking, Question, mask_code
+from evercell.pretraining_cells import (
+    PretrainingCells,
+    PretrainingStudy,
+    gathered,
+    read_for_pretraining,
+    shared_vocabulary,
+    split_studies,
+)
 from evercell.progress import progress
 from evercell.threads import threads_of
 from evercell.tokenizers import TOKENIZERS, Tokenizer
 from evercell.training import TrainingSettings, choose_device, fit, seeded
-from evercell.unlabelled_cells import (
-    UnlabelledCells,
-    UnlabelledStudy,
-    gathered,
-    read_unlabelled,
-    shared_vocabulary,
-    split_studies,
-)
+from evercell.type_targets import TypeTargets
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 VALIDATION_CELLS, BATCH = 1000, 128
+TERMS = ("masked_loss", "contrast_loss", "type_loss")
 LOG, RUN = "log.jsonl", "run.json"
 
 
@@ -71,6 +75,8 @@ class PretrainingSettings:
         Measured genes without a count that are asked for, for each expressed one.
     contrast
         Weight of telling two views of a cell from those of other cells of its study; 0 for masked expression alone.
+    supervised
+        Weight of telling the type of a labelled cell among the types that its study shows.
     balance
         How studies are drawn: by the root of their number of cells (``sqrt``), ``equal`` or by that number (``none``).
     held_out
@@ -93,6 +99,7 @@ class PretrainingSettings:
     most_asked: int = 32
     zero_queries: float = 1.0
     contrast: float = 0.3
+    supervised: float = 1.0
     balance: Literal["sqrt", "equal", "none"] = "sqrt"
     held_out: float = 0.1
     held_out_studies: tuple[str, ...] = ()
@@ -113,11 +120,9 @@ class PretrainingSettings:
         for name, share in (("masked_share", self.masked_share), ("held_out", self.held_out)):
             if not 0 < share < 1:
                 raise SettingsError(f"{name} must lie between 0 and 1, not {share}")
-        if self.contrast < 0 or self.zero_queries < 0 or self.most_asked < 1:
-            raise SettingsError(
-                f"contrast and zero_queries must be at least 0 and most_asked at least 1, not {self.contrast}, "
-                f"{self.zero_queries} and {self.most_asked}"
-            )
+        for name, least in (("contrast", 0), ("supervised", 0), ("zero_queries", 0), ("most_asked", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -126,6 +131,7 @@ class PretrainingSettings:
 
 def pretrain(
     data: str | os.PathLike[str] | AnnData | Sequence[str | os.PathLike[str] | AnnData],
+    labels: str | None = None,
     *,
     settings: PretrainingSettings | None = None,
     seed: int = 0,
@@ -139,13 +145,15 @@ def pretrain(
     state_folder: str | os.PathLike[str] | None = None,
     shown: bool | None = None,
 ) -> Annotator:
-    """Make a model without cell types from unlabelled cells, to be given to `train` as its base.
+    """Make a model without cell types from many cells, labelled or not, to be given to `train` as its base.
 
     Parameters
     ----------
     data
         Files, folders of .h5ad and .zarr files, or AnnData objects with counts; each is a study with genes of its own.
         Mouse genes beside human ones are brought to their one-to-one human orthologues.
+    labels
+        Column of ``obs`` with cell types, in those data sets that have it; labels help, and need not agree.
     settings
         See `PretrainingSettings`.
     seed
@@ -173,7 +181,8 @@ def pretrain(
         of held-out cells whose bin is found (``masked_accuracy``), beside what is had without a model: each gene's
         most frequent bin among training cells (``trivial_accuracy``), and the likeliest by gene and depth of the cell
         (``trivial_depth_accuracy``). All three know that the gene is expressed; ``masked_presence`` is the share of
-        genes asked for that are rightly said to be expressed or not, beside ``trivial_depth_presence``.
+        genes asked for that are rightly said to be expressed or not, beside ``trivial_depth_presence``;
+        ``type_accuracy`` the share of labelled held-out cells whose type is told among those of their study.
 
     Raises
     ------
@@ -190,7 +199,7 @@ def pretrain(
     """
     settings = settings or PretrainingSettings()
     given = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
-    studies = read_unlabelled(given, names=names, groups=groups, layer=layer, shown=shown)
+    studies = read_for_pretraining(given, names=names, groups=groups, labels=labels, layer=layer, shown=shown)
     split, rows = split_studies(studies, share=settings.held_out, names=settings.held_out_studies, seed=seed)
     facts = {
         "verb": "pretrain",
@@ -246,12 +255,12 @@ def quick_settings() -> PretrainingSettings:
 
 
 def _gathered(
-    studies: Sequence[UnlabelledStudy],
+    studies: Sequence[PretrainingStudy],
     rows: tuple[list[np.ndarray], list[np.ndarray]],
     settings: PretrainingSettings,
     base: Annotator | None,
     how: Mapping[str, Any],
-) -> tuple[GeneVocabulary, UnlabelledCells, UnlabelledCells]:
+) -> tuple[GeneVocabulary, PretrainingCells, PretrainingCells]:
     """Vocabulary, cells to train on, cells held out. The genes are chosen on the cells to train on."""
     if base is not None:
         vocabulary = base.vocabulary
@@ -299,45 +308,49 @@ class _Objective:
     """The loss of a training step: masked expression, and the contrast of two views."""
 
     def __init__(
-        self, model: Annotator, cells: UnlabelledCells, settings: PretrainingSettings, seed: int, device: torch.device
+        self, model: Annotator, cells: PretrainingCells, settings: PretrainingSettings, seed: int, device: torch.device
     ) -> None:
         self.model, self.cells, self.settings, self.device = model, cells, settings, device
         with seeded(seed + 1):
             self.levels = Levels.of(cells)
             self.decoder = MaskedExpression(model.backbone, self.levels, settings.zero_queries).to(device)
-        self.module = nn.ModuleDict({"backbone": model.backbone, "decoder": self.decoder})
+            self.types = TypeTargets(model.backbone, cells).to(device)
+        self.module = nn.ModuleDict({"backbone": model.backbone, "decoder": self.decoder, "types": self.types})
         weights = cells.sizes ** {"sqrt": 0.5, "equal": 0.0, "none": 1.0}[settings.balance]
         self.shares = weights / weights.sum()
         mask = mask_code(model.tokenizer, model.backbone)
         self.masking = Masking(settings.masked_share, settings.most_asked, settings.zero_queries, mask)
-        self.terms: list[tuple[float, float]] = []  # masked and contrast loss of the steps since they were last logged
+        self.terms: list[tuple[float, ...]] = []  # losses of the steps since they were last logged, see `TERMS`
 
     def __call__(self, rng: np.random.Generator) -> Tensor:
         settings, model = self.settings, self.model
         study = int(rng.choice(len(self.shares), p=self.shares))
-        counts = self.cells.draw(study, settings.training.batch_size, rng)
+        counts, codes = self.cells.draw(study, settings.training.batch_size, rng)
         measured = self.cells.measured[study]
         view = settings.augmentation.view(counts, measured, rng)
         question = self.masking.ask(view, counts, model.tokenizer, rng).to(self.device)
         states, mask = model.backbone.states(question.tokens)
         masked = self.decoder.loss(self.decoder.logits(model.backbone, states, mask, question), question.bins)
-        if settings.contrast == 0:
-            self.terms.append((float(masked.detach()), 0.0))
-            return masked
-        other = model.tokenizer.tokenize(settings.augmentation.view(counts, measured, rng)).to(self.device)
-        contrast = self.decoder.contrast(model.backbone.pool(states, mask), model.backbone(other))
-        self.terms.append((float(masked.detach()), float(contrast.detach())))
-        return masked + settings.contrast * contrast
+        contrast = told = masked.new_zeros(())
+        representation = model.backbone.pool(states, mask)
+        if settings.contrast > 0:
+            other = model.tokenizer.tokenize(settings.augmentation.view(counts, measured, rng)).to(self.device)
+            contrast = self.decoder.contrast(representation, model.backbone(other))
+        if settings.supervised > 0 and (codes >= 0).any():
+            told = self.types.loss(representation, codes, self.cells.shown[study])
+        self.terms.append(tuple(float(term.detach()) for term in (masked, contrast, told)))
+        return masked + settings.contrast * contrast + settings.supervised * told
 
-    def answers(self, question: Question) -> Tensor:
-        """Logits of the members' mean answer (B, Q, levels)."""
+    def answers(self, question: Question) -> tuple[Tensor, Tensor]:
+        """Logits of the members' mean answer (B, Q, levels), and the representations (B, D)."""
         question = question.to(self.device)
         states, mask = self.model.backbone.states(question.tokens)
-        return self.decoder.logits(self.model.backbone, states, mask, question).float().mean(dim=0).cpu()
+        logits = self.decoder.logits(self.model.backbone, states, mask, question).float().mean(dim=0).cpu()
+        return logits, self.model.backbone.pool(states, mask)
 
 
-def _validation(objective: _Objective, held_out: UnlabelledCells, seed: int) -> Callable[[], dict[str, float]]:
-    """Masked loss and accuracy on held-out cells, seen whole but for what is hidden; the same genes at every look."""
+def _validation(objective: _Objective, held_out: PretrainingCells, seed: int) -> Callable[[], dict[str, float]]:
+    """Figures of held-out cells, seen whole but for what is hidden; the same genes at every look."""
     rng = np.random.default_rng([seed, 1])
     # Enough genes for a good answer, and a bound on the time of a look.
     whole = replace(objective.settings.augmentation, gene_dropout=0.0, thinning=0.0, panels=0.0)
@@ -346,22 +359,38 @@ def _validation(objective: _Objective, held_out: UnlabelledCells, seed: int) -> 
     with torch.random.fork_rng():
         untrained = MaskedExpression(objective.model.backbone, objective.levels, masking.zeros)
     questions, of_gene, of_depth = [], [], []
-    for study, counts in held_out.spread(VALIDATION_CELLS):
+    truth, shown = [], []  # of each question: codes of its cells (B,), types that its study shows (K,)
+    for study, rows, counts in held_out.spread(VALIDATION_CELLS):
+        codes = objective.types.codes_of(held_out, study)
+        shows = np.bincount(codes[codes >= 0], minlength=len(objective.types.types)) > 0
         for start in range(0, counts.shape[0], BATCH):
             part = counts[start : start + BATCH]
             view = whole.view(part, held_out.measured[study], rng)
             question = masking.ask(view, part, objective.model.tokenizer, rng)
             questions.append(question)
+            truth.append(codes[rows[start : start + BATCH]])
+            shown.append(shows)
             of_gene.append((usual[question.genes] == question.bins)[question.bins > 0])
             of_depth.append(untrained.known(question)[question.bins >= 0].detach())
     bins = torch.cat([question.bins[question.bins >= 0] for question in questions])
     trivial = {f"trivial_depth_{name}": value for name, value in _judged(torch.cat(of_depth), bins).items()}
     trivial["trivial_accuracy"] = float(torch.cat(of_gene).float().mean())
+    labelled = any((codes >= 0).any() for codes in truth)
 
     def validate() -> dict[str, float]:
-        logits = torch.cat([objective.answers(question)[question.bins >= 0] for question in questions])
-        found = _judged(logits, bins)
-        return {"loss": found.pop("loss"), **{f"masked_{name}": value for name, value in found.items()}, **trivial}
+        answers, right, losses = [], [], []
+        for question, codes, shows in zip(questions, truth, shown, strict=True):
+            logits, representation = objective.answers(question)
+            answers.append(logits[question.bins >= 0])
+            if (codes >= 0).any():
+                right.append((objective.types.told(representation, shows) == codes)[codes >= 0])
+                losses.append(float(objective.types.loss(representation, codes, shows)))
+        found = _judged(torch.cat(answers), bins)
+        figures = {"loss": found.pop("loss"), **{f"masked_{name}": value for name, value in found.items()}, **trivial}
+        if labelled:
+            figures["type_accuracy"] = float(np.concatenate(right).mean())
+            figures["loss"] += objective.settings.supervised * float(np.mean(losses))
+        return figures
 
     return validate
 
@@ -418,9 +447,9 @@ class _Log:
         figures = self.validate()
         # Averaged weights are looked at without a step of training before: they have no line of their own.
         if self.objective.terms:
-            masked, contrast = np.mean(self.objective.terms, axis=0)
+            means = np.mean(self.objective.terms, axis=0)
             self.objective.terms = []
-            row = {"step": self.step, "masked_loss": float(masked), "contrast_loss": float(contrast)}
+            row = {"step": self.step, **dict(zip(TERMS, map(float, means), strict=True))}
             row |= {f"held_out_{name}": value for name, value in figures.items()}
             self.rows[self.step] = row | {"seconds": round(time.monotonic() - self.began, 1)}
             self._write()

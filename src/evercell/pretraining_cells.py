@@ -1,11 +1,12 @@
-"""Unlabelled cells of many files, brought into one gene order and drawn a study at a time."""
+"""Cells of many files, labelled or not, brought into one gene order and drawn a study at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +15,12 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
+from evercell import ontology
 from evercell.cells import find_counts, read_cells
 from evercell.errors import CellsError, GenesError, LabelsError, SettingsError
 from evercell.evaluation import Split, split_cells
 from evercell.genes import Alignment, GeneVocabulary, align, canonical_genes
-from evercell.labels import listed
+from evercell.labels import is_unassigned, listed
 from evercell.progress import progress
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ ROWS = 4096  # cells brought into the model's gene order at a time
 
 
 @dataclass(frozen=True)
-class UnlabelledStudy:
+class PretrainingStudy:
     """Counts of one file over its own genes.
 
     Parameters
@@ -43,6 +45,8 @@ class UnlabelledStudy:
         Donor or batch of each cell (N,), strings that name the study too; None where the study does not tell them.
     facts
         What the ledger says of the file.
+    labels
+        Cell type of each cell (N,), "" where it has none; None where no labels were asked for or the file has none.
     """
 
     name: str
@@ -50,13 +54,14 @@ class UnlabelledStudy:
     genes: pd.DataFrame
     groups: np.ndarray | None
     facts: dict[str, Any]
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.counts.shape[0])
 
 
 @dataclass(frozen=True)
-class UnlabelledCells:
+class PretrainingCells:
     """Cells of several studies over a model's genes, held in memory.
 
     Training asks for `sizes`, `measured`, `draw` and `spread` only: a class that has these may read from disk instead.
@@ -69,42 +74,74 @@ class UnlabelledCells:
         Counts of each study (N_s, G), CSR.
     measured
         Genes that each study measured (S, G), bool.
+    codes
+        Type code of the cells of each study (N_s,), -1 for a cell without a label; none where no study is labelled.
+    types
+        Keys of the types (K): one type has one key in all studies (see `type_key`).
     """
 
     names: tuple[str, ...]
     counts: tuple[csr_matrix, ...]
     measured: np.ndarray
+    codes: tuple[np.ndarray, ...] = ()
+    types: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> np.ndarray:
         """Number of cells of each study (S,)."""
         return np.array([counts.shape[0] for counts in self.counts], dtype=np.int64)
 
-    def draw(self, study: int, n_cells: int, rng: np.random.Generator) -> csr_matrix:
-        """Random cells of one study, none twice: counts (n_cells, G), float32; fewer where the study has fewer."""
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """Types that each study shows (S, K), bool."""
+        shown = np.zeros((len(self.names), len(self.types)), dtype=bool)
+        for study, codes in enumerate(self.codes):
+            shown[study, codes[codes >= 0]] = True
+        return shown
+
+    def draw(self, study: int, n_cells: int, rng: np.random.Generator) -> tuple[csr_matrix, np.ndarray]:
+        """Random cells of one study, none twice; fewer where the study has fewer.
+
+        Where the study is labelled, its types are drawn in proportion to the root of their number of cells.
+
+        Returns
+        -------
+        counts, codes
+            (n_cells, G), float32, and (n_cells,), -1 where a cell has no label.
+        """
         counts = self.counts[study]
         n_all = counts.shape[0]
-        rows = np.sort(rng.choice(n_all, min(n_cells, n_all), replace=False, shuffle=False))
-        return counts[rows].astype(np.float32)
+        n_cells = min(n_cells, n_all)
+        if not self.types or not self.shown[study].any():
+            rows = np.sort(rng.choice(n_all, n_cells, replace=False, shuffle=False))
+            return counts[rows].astype(np.float32), np.full(n_cells, -1)
+        codes = self.codes[study]
+        # The smallest of exponential draws, each divided by its cell's weight: a weighted choice, none twice.
+        waits = rng.exponential(size=n_all) * np.sqrt(np.bincount(codes + 1)[codes + 1])
+        rows = np.sort(np.argpartition(waits, n_cells - 1)[:n_cells])
+        return counts[rows].astype(np.float32), codes[rows]
 
-    def spread(self, most: int) -> Iterator[tuple[int, csr_matrix]]:
-        """Study and counts (at most `ROWS`, G), float32, of at most about `most` evenly spaced cells of all studies."""
+    def spread(self, most: int) -> Iterator[tuple[int, np.ndarray, csr_matrix]]:
+        """Study, rows and counts (at most `ROWS`, G), float32, of about `most` evenly spaced cells of all studies."""
         share = min(most / max(int(self.sizes.sum()), 1), 1.0)
         for study, counts in enumerate(self.counts):
             n_all = counts.shape[0]
             rows = np.linspace(0, n_all - 1, int(np.ceil(share * n_all))).astype(int)
             for start in range(0, len(rows), ROWS):
-                yield study, counts[rows[start : start + ROWS]].astype(np.float32)
+                some = rows[start : start + ROWS]
+                yield study, some, counts[some].astype(np.float32)
 
-    def over_genes(self, columns: np.ndarray) -> UnlabelledCells:
+    def over_genes(self, columns: np.ndarray) -> PretrainingCells:
         """Only the genes `columns`, and only the cells that express one of them."""
         kept = [counts[:, columns].tocsr() for counts in self.counts]
-        kept = [counts[np.diff(counts.indptr) > 0] for counts in kept]
-        filled = [study for study, counts in enumerate(kept) if counts.shape[0] > 0]
-        return UnlabelledCells(
+        rows = [np.diff(counts.indptr) > 0 for counts in kept]
+        filled = [study for study, expressing in enumerate(rows) if expressing.any()]
+        return PretrainingCells(
             tuple(self.names[study] for study in filled),
-            tuple(kept[study] for study in filled),
+            tuple(kept[study][rows[study]] for study in filled),
             self.measured[filled][:, columns],
+            tuple(self.codes[study][rows[study]] for study in filled) if self.codes else (),
+            self.types,
         )
 
     def n_expressing(self) -> np.ndarray:
@@ -149,32 +186,37 @@ def cell_files(data: Sequence[Any]) -> list[Any]:
     return list(reversed(once.values()))
 
 
-def read_unlabelled(
+def read_for_pretraining(
     data: Sequence[Any],
     *,
     names: Sequence[str] | None = None,
     groups: str | None = None,
+    labels: str | None = None,
     layer: str | None = None,
     shown: bool | None = None,
-) -> list[UnlabelledStudy]:
-    """Read the counts of files or AnnData objects, one after the other; labels are not looked at.
+) -> list[PretrainingStudy]:
+    """Read the counts of files or AnnData objects, one after the other, and their labels if a column is named.
 
     Raises
     ------
     CellsError
         If a file cannot be read or holds no counts.
     LabelsError
-        If `groups` is a column of none of them.
+        If `groups` or `labels` is a column of none of them.
     """
     given = cell_files(data)
     names = list(names) if names is not None else _names(given)
     studies = []
     with progress("reading", shown=shown) as step:
         for done, (one, name) in enumerate(zip(given, names, strict=True), start=1):
-            studies.append(_read(one, name, groups, layer))
+            studies.append(_read(one, name, {"groups": groups, "labels": labels}, layer))
             step(done, len(given), None)
     if groups is not None and all(study.groups is None for study in studies):
         raise LabelsError(f"no data set has a column `{groups}` in obs", hint="name the column of donors or batches")
+    if labels is not None and all(study.labels is None for study in studies):
+        raise LabelsError(
+            f"no data set has a column `{labels}` in obs with cell types", hint="name their column, or leave it out"
+        )
     return studies
 
 
@@ -186,7 +228,7 @@ def _names(given: Sequence[Any]) -> list[str]:
     ]
 
 
-def _read(one: Any, name: str, groups: str | None, layer: str | None) -> UnlabelledStudy:
+def _read(one: Any, name: str, columns: Mapping[str, str | None], layer: str | None) -> PretrainingStudy:
     called = str(one) if isinstance(one, Path) else name
     adata: AnnData = one if not isinstance(one, Path) else read_cells(one, layer=layer, backed=one.suffix == ".h5ad")
     try:
@@ -204,9 +246,12 @@ def _read(one: Any, name: str, groups: str | None, layer: str | None) -> Unlabel
     filled = np.diff(matrix.indptr) > 0
     if not filled.any():
         raise CellsError(f"`{called}` has no cell with a count", hint="leave it out")
-    named = None
+    groups, labels = columns["groups"], columns["labels"]
+    named = told = None
     if groups is not None and groups in adata.obs:
         named = (name + "/" + adata.obs[groups].astype(str)).to_numpy()[filled]
+    if labels is not None and labels in adata.obs:
+        told = np.array(["" if is_unassigned(one) else str(one) for one in adata.obs[labels]], dtype=object)[filled]
     facts = {
         "name": name,
         "cells": int(filled.sum()),
@@ -215,7 +260,10 @@ def _read(one: Any, name: str, groups: str | None, layer: str | None) -> Unlabel
         "sha256": digest.hexdigest(),
         "notes": list(counts.notes),
     }
-    return UnlabelledStudy(name, matrix if filled.all() else matrix[filled], counts.genes, named, facts)
+    if told is not None:
+        facts["labelled"] = int((told != "").sum())
+        facts["labels_sha256"] = hashlib.sha256("\n".join(told).encode()).hexdigest()
+    return PretrainingStudy(name, matrix if filled.all() else matrix[filled], counts.genes, named, facts, told)
 
 
 def compact(counts: csr_matrix) -> csr_matrix:
@@ -227,7 +275,7 @@ def compact(counts: csr_matrix) -> csr_matrix:
 
 
 def split_studies(
-    studies: Sequence[UnlabelledStudy], *, share: float, names: Sequence[str] = (), seed: int = 0
+    studies: Sequence[PretrainingStudy], *, share: float, names: Sequence[str] = (), seed: int = 0
 ) -> tuple[Split, tuple[list[np.ndarray], list[np.ndarray]]]:
     """Hold cells out: the studies named, else whole studies of four or more, else whole donors, else cells.
 
@@ -276,7 +324,7 @@ def split_studies(
 
 
 def shared_vocabulary(
-    studies: Sequence[UnlabelledStudy],
+    studies: Sequence[PretrainingStudy],
     how: Literal["union", "intersection"],
     *,
     species: str = "auto",
@@ -299,15 +347,15 @@ def shared_vocabulary(
 
 
 def gathered(
-    studies: Sequence[UnlabelledStudy],
+    studies: Sequence[PretrainingStudy],
     rows: Sequence[np.ndarray],
     vocabulary: GeneVocabulary,
     *,
     species: str = "auto",
     column: str | None = None,
-) -> UnlabelledCells:
+) -> PretrainingCells:
     """The cells `rows` of each study over the genes of a vocabulary, without the studies of which none is asked for."""
-    names, counts, measured = [], [], []
+    names, counts, measured, keys = [], [], [], []
     for study, wanted in zip(studies, rows, strict=True):
         if len(wanted) == 0:
             continue
@@ -315,7 +363,21 @@ def gathered(
         names.append(study.name)
         counts.append(_aligned(study.counts, wanted, alignment))
         measured.append(alignment.measured)
-    return UnlabelledCells(tuple(names), tuple(counts), np.stack(measured))
+        labels = np.full(len(wanted), "", dtype=object) if study.labels is None else study.labels[wanted]
+        known = {label: type_key(label) for label in np.unique(labels) if label}
+        keys.append(np.array([known.get(label, "") for label in labels], dtype=object))
+    types = tuple(sorted({key for of_study in keys for key in of_study} - {""}))
+    codes: tuple[np.ndarray, ...] = ()
+    if types:
+        place = {key: code for code, key in enumerate(types)} | {"": -1}
+        codes = tuple(np.array([place[key] for key in of_study], dtype=np.int64) for of_study in keys)
+    return PretrainingCells(tuple(names), tuple(counts), np.stack(measured), codes, types)
+
+
+def type_key(label: str) -> str:
+    """What studies that write a type differently share: its Cell Ontology id, else its name without case and plural."""
+    found = ontology.find(label)
+    return found.id if found is not None else ontology.normalised(label)
 
 
 def _aligned(counts: csr_matrix, rows: np.ndarray, alignment: Alignment) -> csr_matrix:
