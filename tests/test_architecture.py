@@ -31,7 +31,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "classification",
         "pretraining_cells",
     ),
-    ("pretraining", "finetuning", "updating"),
+    ("pretraining", "pretraining_objective", "finetuning", "updating", "frozen_head"),
     ("discovery", "explaining"),
     ("reporting", "model_card"),
     ("serving", "cli", "__main__", "commands", "demo", "doctor"),

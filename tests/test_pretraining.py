@@ -14,7 +14,7 @@ from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 
 import evercell as ec
-from evercell import pretraining
+from evercell import pretraining, pretraining_objective
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES
 from evercell.errors import CellsError, GenesError, LabelsError, ModelError, SettingsError
@@ -181,7 +181,7 @@ def test_a_batch_comes_from_one_study_and_small_studies_are_drawn_more_often_tha
     for balance, share in (("sqrt", 0.2), ("equal", 0.5), ("none", 0.06)):
         settings = few_steps(balance=balance)
         model = pretraining._new(vocabulary, settings, None, 0)
-        objective = pretraining._Objective(model, cells, settings, 0, torch.device("cpu"))
+        objective = pretraining_objective.Objective(model, cells, settings, 0, torch.device("cpu"))
         rng = np.random.default_rng(0)
         asked.clear()
         with torch.no_grad():

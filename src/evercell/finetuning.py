@@ -30,6 +30,7 @@ from evercell.classification import (
 )
 from evercell.errors import LabelsError, SettingsError
 from evercell.evaluation import split_cells
+from evercell.frozen_head import fit_head
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
@@ -53,6 +54,8 @@ from evercell.training_cells import (
 if TYPE_CHECKING:
     from anndata import AnnData
 
+FINETUNE = ("all", "last", "head")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -64,6 +67,9 @@ class ModelSettings:
         Names in their registries.
     tokenizer_settings, backbone_settings, hidden
         Arguments of the tokenizer and the backbone; hidden layers of the head.
+    finetune
+        What of a pretrained model is trained: ``all``; ``last``, the last block and the head; ``head``, a head on
+        representations that are made once.
     linear
         Ask a linear model too.
     variable_genes
@@ -90,6 +96,7 @@ class ModelSettings:
     backbone: str = "latent"
     backbone_settings: Mapping[str, Any] = field(default_factory=dict)
     hidden: tuple[int, ...] = ()
+    finetune: str = "all"
     rejector: str = "combined"
     linear: bool = True
     variable_genes: int | None = None
@@ -105,6 +112,10 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.balance not in ("sqrt", "equal", "none"):
             raise SettingsError(f"balance must be sqrt, equal or none, not `{self.balance}`")
+        if self.finetune not in FINETUNE:
+            raise SettingsError(f"finetune must be one of {', '.join(FINETUNE)}, not `{self.finetune}`")
+        if self.finetune == "head" and self.hidden:
+            raise SettingsError("a head on frozen representations has no hidden layers", hint="leave out hidden")
         if not 0 < self.held_out < 1:
             raise SettingsError(f"held_out must lie between 0 and 1, not {self.held_out}")
 
@@ -179,6 +190,11 @@ def train(
     4
     """
     settings = settings or ModelSettings()
+    if base is None and settings.finetune != "all":
+        raise SettingsError(
+            f"finetune={settings.finetune} leaves the backbone as it is, and there is none yet",
+            hint="name a pretrained model to start from, or leave out finetune",
+        )
     if bank not in BANKS:
         raise SettingsError(f"there is no bank `{bank}`", hint=f"choose one of: {', '.join(BANKS)}")
     adatas = [data] if not isinstance(data, Sequence) else list(data)
@@ -330,6 +346,14 @@ class _Maker:
         training: TrainingSettings,
         part: str,
     ) -> History:
+        depth = self.settings.finetune
+        if depth == "head":
+            fit_head(model, cells, self.settings.augmentation, seed=self.seed)
+            return History()
+        if depth == "last":
+            model.backbone.requires_grad_(False)
+            for layer in model.backbone.last_layers():
+                layer.requires_grad_(True)
         weights = cells.sampling_weights(self.settings.balance)
         loss = classification_loss(model, cells, weights, training=training, augmentation=self.settings.augmentation)
         validate = None
@@ -338,7 +362,7 @@ class _Maker:
         module = nn.ModuleDict({"backbone": model.backbone, "head": model.head})
         words = "training" if held_out is not None else "training on all cells"
         with progress(words, shown=self.shown) as step, threads_of(model.backbone):
-            return fit(
+            history = fit(
                 module,
                 loss,
                 training,
@@ -347,3 +371,5 @@ class _Maker:
                 state_folder=None if self.state_folder is None else self.state_folder / part,
                 on_step=step,
             )
+        model.backbone.requires_grad_(True)
+        return history
