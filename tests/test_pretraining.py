@@ -418,3 +418,16 @@ def test_bad_inputs(tmp_path: Path) -> None:
 def test_bad_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         PretrainingSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_genes_that_most_studies_express_are_kept() -> None:
+    small, large = synthetic_cells(40, n_genes=60, seed=1), synthetic_cells(400, n_genes=60, seed=2)
+    large = large[:, 30:].copy()
+    rng = np.random.default_rng(0)
+    small.X = sp.csr_matrix(rng.poisson(1.0, small.shape))
+    large.X = sp.csr_matrix(rng.poisson(1.0, large.shape))
+    model = ec.pretrain([small, large], settings=few_steps(1, most_genes=30))
+    kept = set(model.vocabulary.symbols)
+    assert kept == set(ec.pretrain([large], settings=few_steps(1)).vocabulary.symbols)
+    with pytest.raises(SettingsError, match="most_genes"):
+        few_steps(1, most_genes=0)

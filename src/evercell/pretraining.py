@@ -82,6 +82,8 @@ class PretrainingSettings:
         Genes of any (``union``) or of all (``intersection``) training studies.
     least_cells
         A gene must be expressed in this many training cells.
+    most_genes
+        Of these, the genes with the largest sum over studies of the share of cells that express them; None for all.
     training, augmentation
         See `TrainingSettings` and `Augmentation`.
     """
@@ -100,6 +102,7 @@ class PretrainingSettings:
     held_out_studies: tuple[str, ...] = ()
     vocabulary: Literal["union", "intersection"] = "union"
     least_cells: int = 10
+    most_genes: int | None = 20_000
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(samples=400_000, weight_decay=0.01, evaluations=20, patience=10)
     )
@@ -112,6 +115,8 @@ class PretrainingSettings:
         ):
             if one not in known:
                 raise SettingsError(f"{name} must be one of {', '.join(known)}, not `{one}`")
+        if self.most_genes is not None and self.most_genes < 1:
+            raise SettingsError(f"most_genes must be at least 1, not {self.most_genes}")
         for name, share in (("masked_share", self.masked_share), ("held_out", self.held_out)):
             if not 0 < share < 1:
                 raise SettingsError(f"{name} must lie between 0 and 1, not {share}")
@@ -266,7 +271,11 @@ def _gathered(
     columns = np.arange(len(vocabulary))
     if base is None:
         least = min(settings.least_cells, max(int(cells.sizes.sum()) // 10, 1))
-        columns = np.flatnonzero(cells.n_expressing() >= least)
+        expressing = cells.n_expressing()
+        columns = np.flatnonzero(expressing.sum(axis=0) >= least)
+        if settings.most_genes is not None and len(columns) > settings.most_genes:
+            shares = (expressing / cells.sizes[:, None]).sum(axis=0)[columns]
+            columns = np.sort(columns[np.argsort(-shares, kind="stable")[: settings.most_genes]])
         vocabulary = GeneVocabulary(
             tuple(vocabulary.names[i] for i in columns),
             tuple(vocabulary.symbols[i] for i in columns),

@@ -145,11 +145,9 @@ class PretrainingCells:
         )
 
     def n_expressing(self) -> np.ndarray:
-        """Number of cells that express each gene (G,)."""
-        found = np.zeros(self.measured.shape[1], dtype=np.int64)
-        for counts in self.counts:
-            found += np.bincount(counts.indices, minlength=len(found))
-        return found
+        """Number of cells of each study that express each gene (S, G)."""
+        n_genes = self.measured.shape[1]
+        return np.stack([np.bincount(counts.indices, minlength=n_genes) for counts in self.counts])
 
 
 def cell_files(data: Sequence[Any]) -> list[Any]:
