@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from scipy.sparse import csr_matrix
 
+import evercell as ec
 from evercell.annotator import BATCH, Annotator, empty_bank, tempered
 from evercell.celltypes import CellTypes
+from evercell.errors import ModelError
 from evercell.genes import align
+from evercell.pretraining import quick_settings as quick_pretraining
+from evercell.testing import synthetic_cells
 from evercell.tokenizers import View
 
 
@@ -134,3 +139,20 @@ def test_an_empty_bank_holds_nothing() -> None:
     assert len(bank) == 0
     assert bank.counts.shape == (0, 7)
     assert bank.measured.shape == (0, 7)
+
+
+def test_a_pretrained_model_over_fewer_genes_says_of_these_what_it_said() -> None:
+    base = ec.pretrain([synthetic_cells(120, seed=1)], settings=quick_pretraining())
+    columns = np.arange(0, len(base.vocabulary), 3)
+    smaller = base.over_genes(columns)
+    counts = csr_matrix(np.random.default_rng(0).poisson(1.0, (6, len(columns))).astype(np.float32))
+    placed = csr_matrix((6, len(base.vocabulary)), dtype=np.float32).tolil()
+    placed[:, columns] = counts
+    one, other = smaller.represent(View.whole(counts))[0], base.represent(View.whole(placed.tocsr()))[0]
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    assert smaller.vocabulary.symbols == tuple(base.vocabulary.symbols[i] for i in columns)
+
+
+def test_a_model_with_types_keeps_its_genes(model: Annotator) -> None:
+    with pytest.raises(ModelError, match="cannot lose genes"):
+        model.over_genes(np.arange(10))

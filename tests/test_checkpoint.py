@@ -280,3 +280,18 @@ def test_every_file_can_be_read_by_whom_the_folder_is_shared_with(model: Annotat
     save(model, tmp_path / "model")
     modes = {file.name: file.stat().st_mode for file in (tmp_path / "model").iterdir()}
     assert len(set(modes.values())) == 1, modes
+
+
+def test_a_halved_model_is_stored_in_half_precision_and_loses_nothing_more(
+    model: Annotator, folder: Path, query: AnnData, tmp_path: Path
+) -> None:
+    halved = model.halved()
+    save(halved, tmp_path / "half")
+    again = load(tmp_path / "half")
+    assert again.fingerprint == halved.fingerprint != model.fingerprint
+    sizes = [(place / "weights.safetensors").stat().st_size for place in (folder, tmp_path / "half")]
+    assert sizes[1] < 0.65 * sizes[0]
+    assert all(array.dtype != np.float16 for array in again.weights().values())
+    before, after = (annotate(one, query, reject="off").probabilities for one in (model, again))
+    assert np.abs(before - after).max() < 0.02
+    assert not np.array_equal(before, after)

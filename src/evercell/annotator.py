@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from evercell.backbones import Backbone
 from evercell.bank import ExampleBank
 from evercell.celltypes import CellTypes
+from evercell.errors import ModelError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
@@ -133,6 +134,39 @@ class Annotator:
         """The model as a teacher: modules of its own, in evaluation mode, without gradients."""
         backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
         return replace(self, backbone=backbone.eval().requires_grad_(False), head=head.eval().requires_grad_(False))
+
+    def halved(self) -> Annotator:
+        """The model with backbone, head and linear member rounded to half precision, in which it is then stored."""
+        backbone, head = copy.deepcopy(self.backbone).half().float(), copy.deepcopy(self.head).half().float()
+        linear = self.linear
+        if linear is not None:
+            linear = LinearModel(
+                *(array.astype(np.float16).astype(np.float32) for array in (linear.weight, linear.bias))
+            )
+        return replace(self, backbone=backbone, head=head, linear=linear)
+
+    def over_genes(self, columns: np.ndarray) -> Annotator:
+        """A pretrained model with only the genes `columns`, for a smaller model to be trained from it.
+
+        Raises
+        ------
+        ModelError
+            If the model knows cell types: they are told by genes that would be lost.
+        """
+        if len(self.types):
+            raise ModelError(f"a model of {len(self.types)} cell types cannot lose genes", hint="take a pretrained one")
+        kept = torch.from_numpy(np.asarray(columns, dtype=np.int64))
+        with torch.random.fork_rng(devices=[]):
+            backbone = type(self.backbone)(len(kept), n_bins=self.tokenizer.n_bins, **self.backbone.settings)
+        shapes = {name: array.shape for name, array in backbone.state_dict().items()}
+        state = {
+            name: array if array.shape == shapes[name] else array[kept]
+            for name, array in self.backbone.state_dict().items()
+        }
+        backbone.load_state_dict(state)
+        names, symbols = (tuple(of[i] for i in kept) for of in (self.vocabulary.names, self.vocabulary.symbols))
+        vocabulary = GeneVocabulary(names, symbols, self.vocabulary.species)
+        return replace(self, vocabulary=vocabulary, backbone=backbone.eval(), bank=empty_bank(len(kept)))
 
     def on(self, device: torch.device) -> Annotator:
         """The model with its modules on `device`; itself if they are there."""
