@@ -207,6 +207,25 @@ def test_pretrain_then_train_from_it(folder: Path, run: Run, tmp_path: Path) -> 
     assert (code, out) == (0, "120 cells, 8 dimensions\n")
 
 
+def test_pretrain_with_labels_then_train_a_head(folder: Path, run: Run, tmp_path: Path) -> None:
+    files = [folder / "first.h5ad", folder / "second.h5ad"]
+    code, out, err = run(
+        "pretrain", *files, "--labels", "cell_type", "--held-out", "second", "--output", tmp_path / "base", *SMALL,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "types told, of held-out studies" in out
+    (stage,) = json.loads(f"[{(tmp_path / 'base' / 'ledger.jsonl').read_text()}]")
+    assert stage["held_out"]["groups"] == ["second"]
+    train = ["train", folder / "first.h5ad", "--labels", "cell_type", "--output", tmp_path / "model"]
+    code, _, err = run(*train, "--finetune", "head")
+    assert code == 2
+    assert "error: --finetune head needs a pretrained model" in err
+    code, _, err = run(*train, "--finetune", "head", "--from", tmp_path / "base", "--no-refit")
+    assert code == 0, err
+    (stage,) = json.loads(f"[{(tmp_path / 'model' / 'ledger.jsonl').read_text()}]")
+    assert stage["settings"]["finetune"] == "head"
+
+
 def test_annotate_keeps_what_was_in_the_file(folder: Path, run: Run, tmp_path: Path) -> None:
     output = tmp_path / "annotated.h5ad"
     code, out, err = run("annotate", folder / "second.h5ad", "--model", folder / "model", "--output", output)

@@ -70,6 +70,14 @@ def train(
     donor: Donor = None,
     batch: Batch = None,
     base: Base = None,
+    finetune: Annotated[
+        str,
+        typer.Option(
+            "--finetune",
+            metavar="all|last|head",
+            help="With --from, what is trained: all weights; the last block and the head; or, in seconds, the head.",
+        ),
+    ] = "all",
     layer: Layer = None,
     species: Species = "auto",
     gene_column: GeneColumn = None,
@@ -101,7 +109,9 @@ def train(
     if report is not None:
         check_file_output(report, (".html",), option="--report")
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
-    settings = replace(asked.over(ModelSettings()), refit=refit)
+    if base is None and finetune != "all":
+        raise SettingsError(f"--finetune {finetune} needs a pretrained model", hint="name one with --from")
+    settings = replace(asked.over(ModelSettings()), refit=refit, finetune=finetune)
     names = file_names(files)
     given = asked.model(console)
     adatas = [read_file(file, console, layer=layer) for file in files]
@@ -137,8 +147,18 @@ def pretrain(
         list[Path], typer.Argument(metavar="FILE|FOLDER", help="Cells, raw counts; of a folder its .h5ad and .zarr.")
     ],
     output: Output,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", metavar="KEY", help="Column of obs with cell types; files without it are learnt from as well."
+        ),
+    ] = None,
     donor: Donor = None,
     batch: Batch = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option("--held-out", metavar="NAME", help="Name of a file, without suffix, to hold out. Repeatable."),
+    ] = None,
     base: Base = None,
     layer: Layer = None,
     species: Species = "auto",
@@ -153,9 +173,10 @@ def pretrain(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Pretrain a model on unlabelled cells.
+    """Pretrain a model on cells of many studies.
 
-    It knows no cell types: it is there for train --from and for embed. Some genes of a cell are hidden and asked for. A
+    It knows no cell types: it is there for train --from and for embed. Some genes of a cell are hidden and asked for,
+    views of a cell are told from those of others and, where labels are named, types from those of the same study. A
     part of the cells, whole files where there are at least four, is held out to score it on.
     """
     from evercell.pretraining import PretrainingSettings
@@ -163,9 +184,11 @@ def pretrain(
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
+    settings = replace(PretrainingSettings(), held_out_studies=tuple(held_out or ()))
     model = pretrain_model(
         files,
-        settings=asked.over(PretrainingSettings()),
+        labels,
+        settings=asked.over(settings),
         seed=seed,
         base=asked.model(run.console),
         groups=donor if donor is not None else batch,
@@ -185,6 +208,8 @@ def pretrain(
     }
     rows = [[word, f"{metrics[name]:.3f}"] for name, word in words.items() if name in metrics]
     text = f"hidden genes of {facts['held_out']['cells']:,} held-out cells whose bin is found:\n"
+    if "type_accuracy" in metrics:
+        rows.append(["types told, of held-out studies", f"{metrics['type_accuracy']:.3f}"])
     run.console.result(text + table(["", "share"], rows), run.data(model), as_json=as_json)
 
 
@@ -195,7 +220,7 @@ COMMANDS = {
         "evercell train labelled.h5ad --labels cell_type --batch batch --from pretrained --output model --json",
     ),
     pretrain: examples(
-        "evercell pretrain cells/ --output pretrained",
+        "evercell pretrain cells/ --labels cell_type --output pretrained",
         "evercell pretrain first.h5ad second.h5ad --output pretrained --resume state",
     ),
 }
