@@ -5,9 +5,9 @@
 
 The pretrained model must not have seen a query: `runs/pretrain.sh --without-queries` leaves out every study that a task
 labels, test studies and training studies alike. Of each training study so many cells a type are drawn (0: all of them),
-the same ones for every method of a seed. Methods: `scratch`, evercell without pretraining; `pretrained`, fine-tuned from
-the base with the default depth; `all`, `last`, `head`, with that depth; and those of `baselines.py`. `annotator` labels
-the queries with a shipped model and sees no labelled cell of the task. Tasks with the same training cells share a model.
+the same ones for every method of a seed. Methods: `scratch`, evercell without pretraining; `pretrained`, trained from
+the base as by default; `all`, `last` and `head`, with that much of it trained; and those of `baselines.py`. Tasks with
+the same training cells share a model.
 
 Scores are those of `cross_study.py`; in a mean a family counts once. A row that is in the file is not run again.
 """
@@ -42,8 +42,6 @@ FIGURES = ["accuracy", "macro_f1"]
 COLUMNS = [*KEY, "family", "n_train", *FIGURES, "seconds_train", "base", "commit", "date"]
 DEPTHS = ("all", "last", "head")
 METHODS = ("scratch", "pretrained", *DEPTHS, *BASELINES)
-OF_TASK = ("immune", "pancreas", "mouse-lung", "lung")
-SHIPPED = {"immune": "human-immune", "pancreas": "human-pancreas", "lung": "human-lung", "mouse-lung": "mouse-lung"}
 
 
 def drawn(cells: ad.AnnData, most: int, seed: int) -> ad.AnnData:
@@ -96,6 +94,7 @@ def annotated(model: ec.Annotator, test: ad.AnnData, seconds: float = 0.0) -> Pr
         confidence=result.obs["evercell_confidence"].to_numpy(),
         seconds_train=seconds,
         seconds_annotate=time.perf_counter() - start,
+        rejected=(result.obs["evercell"].astype(str) == "Unknown").to_numpy(),
     )
 
 
