@@ -92,6 +92,16 @@ def test_labels_are_learnt_and_judged_on_held_out_cells(tmp_path: Path) -> None:
     assert len(model.types) == 0
 
 
+def test_studies_without_labels_are_passed_over_where_types_are_all_that_is_asked() -> None:
+    labelled, unlabelled = synthetic_cells(200, seed=1), synthetic_cells(200, seed=2)
+    del unlabelled.obs["cell_type"]
+    quick = quick_settings()
+    types_only = replace(quick, masked=0.0, contrast=0.0, training=replace(quick.training, samples=640))
+    ec.pretrain([labelled, unlabelled], "cell_type", settings=types_only)
+    with pytest.raises(SettingsError, match="nothing to learn"):
+        ec.pretrain([unlabelled], settings=types_only)
+
+
 def test_a_column_that_no_study_has_is_named() -> None:
     with pytest.raises(LabelsError, match="`kind`"):
         ec.pretrain([synthetic_cells(40)], "kind", settings=quick_settings())

@@ -62,6 +62,8 @@ class PretrainingSettings:
         Names in their registries.
     tokenizer_settings, backbone_settings
         Arguments of the tokenizer and the backbone.
+    masked
+        Weight of masked expression.
     masked_share
         Share of a cell's expressed genes that is hidden.
     most_asked
@@ -92,6 +94,7 @@ class PretrainingSettings:
     tokenizer_settings: Mapping[str, Any] = field(default_factory=dict)
     backbone: str = "latent"
     backbone_settings: Mapping[str, Any] = field(default_factory=dict)
+    masked: float = 1.0
     masked_share: float = 0.15
     most_asked: int = 32
     zero_queries: float = 1.0
@@ -120,7 +123,7 @@ class PretrainingSettings:
         for name, share in (("masked_share", self.masked_share), ("held_out", self.held_out)):
             if not 0 < share < 1:
                 raise SettingsError(f"{name} must lie between 0 and 1, not {share}")
-        for name, least in (("contrast", 0), ("supervised", 0), ("zero_queries", 0), ("most_asked", 1)):
+        for name, least in (("masked", 0), ("contrast", 0), ("supervised", 0), ("zero_queries", 0), ("most_asked", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} must be at least {least}, not {getattr(self, name)}")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evercell.annotator import Annotator
+from evercell.errors import SettingsError
 from evercell.masking import Levels, MaskedExpression, Masking, Question, mask_code
 from evercell.training import seeded
 from evercell.type_targets import TypeTargets
@@ -25,7 +26,7 @@ TERMS = ("masked_loss", "contrast_loss", "type_loss")
 
 
 class Objective:
-    """The loss of a training step: masked expression, and the contrast of two views."""
+    """The loss of a training step: masked expression, the contrast of two views, and types."""
 
     def __init__(
         self, model: Annotator, cells: PretrainingCells, settings: PretrainingSettings, seed: int, device: torch.device
@@ -37,6 +38,13 @@ class Objective:
             self.types = TypeTargets(model.backbone, cells).to(device)
         self.module = nn.ModuleDict({"backbone": model.backbone, "decoder": self.decoder, "types": self.types})
         weights = cells.sizes ** {"sqrt": 0.5, "equal": 0.0, "none": 1.0}[settings.balance]
+        if settings.masked == 0 and settings.contrast == 0:  # a study without labels teaches nothing then
+            weights = weights * (cells.shown.any(axis=1) & (settings.supervised > 0))
+        if not weights.any():
+            raise SettingsError(
+                "there is nothing to learn: masked, contrast and supervised have no weight on any study",
+                hint="name the column of labels, or give masked or contrast a weight",
+            )
         self.shares = weights / weights.sum()
         mask = mask_code(model.tokenizer, model.backbone)
         self.masking = Masking(settings.masked_share, settings.most_asked, settings.zero_queries, mask)
@@ -48,18 +56,21 @@ class Objective:
         counts, codes = self.cells.draw(study, settings.training.batch_size, rng)
         measured = self.cells.measured[study]
         view = settings.augmentation.view(counts, measured, rng)
-        question = self.masking.ask(view, counts, model.tokenizer, rng).to(self.device)
-        states, mask = model.backbone.states(question.tokens)
-        masked = self.decoder.loss(self.decoder.logits(model.backbone, states, mask, question), question.bins)
-        contrast = told = masked.new_zeros(())
-        representation = model.backbone.pool(states, mask)
+        masked = contrast = told = torch.zeros((), device=self.device)
+        if settings.masked > 0:
+            question = self.masking.ask(view, counts, model.tokenizer, rng).to(self.device)
+            states, mask = model.backbone.states(question.tokens)
+            masked = self.decoder.loss(self.decoder.logits(model.backbone, states, mask, question), question.bins)
+            representation = model.backbone.pool(states, mask)
+        else:
+            representation = model.backbone(model.tokenizer.tokenize(view).to(self.device))
         if settings.contrast > 0:
             other = model.tokenizer.tokenize(settings.augmentation.view(counts, measured, rng)).to(self.device)
             contrast = self.decoder.contrast(representation, model.backbone(other))
         if settings.supervised > 0 and (codes >= 0).any():
             told = self.types.loss(representation, codes, self.cells.shown[study])
         self.terms.append(tuple(float(term.detach()) for term in (masked, contrast, told)))
-        return masked + settings.contrast * contrast + settings.supervised * told
+        return settings.masked * masked + settings.contrast * contrast + settings.supervised * told
 
     def answers(self, question: Question) -> tuple[Tensor, Tensor]:
         """Logits of the members' mean answer (B, Q, levels), and the representations (B, D)."""
@@ -109,7 +120,9 @@ def validation(objective: Objective, held_out: PretrainingCells, seed: int) -> C
         figures = {"loss": found.pop("loss"), **{f"masked_{name}": value for name, value in found.items()}, **trivial}
         if labelled:
             figures["type_accuracy"] = float(np.concatenate(right).mean())
-            figures["loss"] += objective.settings.supervised * float(np.mean(losses))
+            figures["loss"] = objective.settings.masked * figures["loss"] + objective.settings.supervised * float(
+                np.mean(losses)
+            )
         return figures
 
     return validate
