@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "adaptation",
         "training",
         "annotation",
+        "choosing",
         "majority",
         "evaluation",
         "classification",

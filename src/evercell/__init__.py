@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from evercell.annotator import Annotator as Annotator
     from evercell.cells import read_cells as read_cells
     from evercell.cells import write_cells as write_cells
-    from evercell.checkpoint import load as load
     from evercell.checkpoint import save as save
     from evercell.discovery import Discovery as Discovery
     from evercell.discovery import accepted as accepted
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from evercell.finetuning import ModelSettings as ModelSettings
     from evercell.finetuning import train as train
     from evercell.pretraining import pretrain as pretrain
+    from evercell.registry import load as load
     from evercell.reporting import write_report as write_report
     from evercell.updating import UpdateSettings as UpdateSettings
     from evercell.updating.update import update as update
@@ -48,7 +48,7 @@ _PUBLIC = {
     "discover": "discovery",
     "embed": "annotation",
     "evaluate": "evaluation",
-    "load": "checkpoint",
+    "load": "registry",
     "load_example": "examples",
     "pretrain": "pretraining",
     "read_cells": "cells",

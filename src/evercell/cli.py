@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from evercell import __version__
-from evercell.commands import annotating, checking, discovering, models, reconciling, training, updating
+from evercell.commands import annotating, checking, discovering, models, reconciling, registry, training, updating
 from evercell.commands.console import Console
 from evercell.errors import EvercellError, GateError
 
@@ -47,6 +47,7 @@ app = typer.Typer(
 for module in (training, reconciling, updating, annotating, discovering, models, checking):
     for command, epilog in module.COMMANDS.items():
         app.command(epilog=epilog)(command)
+app.add_typer(registry.app)
 
 
 def _version(asked: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evercell.commands.console import Console, examples
-from evercell.commands.models import load_model, model_folder
+from evercell.commands.models import check_model, model_and_cells
 from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Labelled, Layer, Model, Report, Species
 from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, is_table, read_file
 from evercell.errors import LabelsError, SettingsError
@@ -89,7 +89,7 @@ def annotate(
 
     console: Console = context.obj
     started = time.perf_counter()
-    model_folder(model)
+    check_model(model)
     rejection_rate(reject)
     choose_device(device)
     check_file_output(output, (*CELL_SUFFIXES, *TABLE_SUFFIXES))
@@ -101,9 +101,18 @@ def annotate(
         raise SettingsError(
             "--truth is for the report", hint="pass --report FILE too; `evercell evaluate` scores the output"
         )
-    annotator = load_model(model, console)
     table_only = is_table(output) and report is None
-    adata = read_file(file, console, layer=layer, backed=table_only)
+    model, annotator, adata = model_and_cells(
+        model,
+        file,
+        console,
+        layer=layer,
+        species=species,
+        gene_column=gene_column,
+        device=device,
+        adapt=adapt,
+        backed=table_only,
+    )
     if truth is not None:
         check_column(adata, truth, name=str(file), option="--truth")
     result = annotate_cells(
@@ -176,11 +185,19 @@ def embed(
     from evercell.training import choose_device
 
     console: Console = context.obj
-    model_folder(model)
+    check_model(model)
     choose_device(device)
     check_file_output(output, (*CELL_SUFFIXES, *TABLE_SUFFIXES))
-    annotator = load_model(model, console)
-    adata = read_file(file, console, layer=layer, backed=is_table(output))
+    model, annotator, adata = model_and_cells(
+        model,
+        file,
+        console,
+        layer=layer,
+        species=species,
+        gene_column=gene_column,
+        device=device,
+        backed=is_table(output),
+    )
     found = embed_cells(
         annotator,
         adata,
@@ -235,7 +252,7 @@ def evaluate(
 COMMANDS = {
     annotate: examples(
         "evercell annotate query.h5ad --model model --output annotated.h5ad",
-        "evercell annotate filtered_feature_bc_matrix.h5 --model model --output labels.csv --reject off",
+        "evercell annotate filtered_feature_bc_matrix.h5 --model auto --output labels.csv --reject off",
         "evercell annotate query.h5ad --model model --output annotated.h5ad --majority --report report.html",
     ),
     embed: examples(

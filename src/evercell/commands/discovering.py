@@ -10,9 +10,9 @@ import typer
 
 from evercell.commands.annotating import File
 from evercell.commands.console import Console, examples
-from evercell.commands.models import load_model, model_folder
+from evercell.commands.models import check_model, model_and_cells
 from evercell.commands.options import Device, GeneColumn, Json, Layer, Model, Species
-from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, read_file
+from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output
 from evercell.errors import CellsError, SettingsError
 from evercell.model_card import table as text_table
 
@@ -62,7 +62,7 @@ def discover(
     from evercell.training import choose_device
 
     console: Console = context.obj
-    model_folder(model)
+    check_model(model)
     rejection_rate(reject)
     choose_device(device)
     check_file_output(output, CELL_SUFFIXES)
@@ -72,8 +72,9 @@ def discover(
             f"`{table}` is already there: names that were written into it would be lost",
             hint="choose another --table, or pass --overwrite to replace it",
         )
-    annotator = load_model(model, console)
-    adata = read_file(file, console, layer=layer)
+    model, annotator, adata = model_and_cells(
+        model, file, console, layer=layer, species=species, gene_column=gene_column, device=device
+    )
     found = discover_types(
         annotator,
         adata,
@@ -138,13 +139,14 @@ def select(
     from evercell.training import choose_device
 
     console: Console = context.obj
-    model_folder(model)
+    check_model(model)
     choose_device(device)
     check_file_output(output, TABLE_SUFFIXES)
     if number < 1:
         raise SettingsError(f"--number is {number}", hint="pass how many cells you can label, such as --number 50")
-    annotator = load_model(model, console)
-    adata = read_file(file, console, layer=layer)
+    model, annotator, adata = model_and_cells(
+        model, file, console, layer=layer, species=species, gene_column=gene_column, device=device
+    )
     found = select_cells(
         annotator,
         adata,

@@ -1,4 +1,4 @@
-"""`log` and `verify`, and how commands find a model."""
+"""`log` and `verify`, and how commands find a model: by its name, its directory, or the cells (`auto`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import typer
 
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Json
+from evercell.commands.paths import read_file
 from evercell.errors import ModelError
 from evercell.model_card import score_table, table
+from evercell.registry import AUTO, find, with_types
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from evercell.annotator import Annotator
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a model.")]
+Directory = Annotated[Path, typer.Argument(metavar="NAME|DIR", help="Name or directory of a model.")]
 
 
 def model_folder(name: str) -> Path:
@@ -27,14 +31,15 @@ def model_folder(name: str) -> Path:
     ModelError
         If there is none.
     """
-    path = Path(name)
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "is not there"
-        raise ModelError(
-            f"there is no model `{name}`: `{path.absolute()}` {what}",
-            hint="give the directory that `evercell train --output` wrote",
-        )
-    return path
+    return find(name)
+
+
+def check_model(name: str) -> None:
+    """Whether there is the model that `--model` names, or for `auto` one to choose: said before files are read."""
+    if name == AUTO:
+        with_types()
+    else:
+        model_folder(name)
 
 
 def load_model(name: str, console: Console) -> Annotator:
@@ -44,9 +49,42 @@ def load_model(name: str, console: Console) -> Annotator:
     path = model_folder(name)
     model = load(path)
     genes = f"{len(model.vocabulary):,} {model.vocabulary.species} genes"
-    console.note(f"`{path}`: {len(model.types):,} cell types, {genes}")
+    called = f"`{path}`" if path == Path(name) else f"`{name}` in `{path.parent}`"
+    console.note(f"{called}: {len(model.types):,} cell types, {genes}")
     console.detail(f"fingerprint {model.fingerprint}, {model.backbone.name} backbone, stages: {len(model.ledger)}")
     return model
+
+
+def model_and_cells(
+    name: str,
+    file: Path,
+    console: Console,
+    *,
+    layer: str | None,
+    species: str,
+    gene_column: str | None,
+    device: str,
+    adapt: bool = True,
+    backed: bool = False,
+) -> tuple[str, Annotator, AnnData]:
+    """What `--model` names, that model, and the cells of a file; for `auto` the model that fits these cells best."""
+    if name != AUTO:
+        model = load_model(name, console)
+        return name, model, read_file(file, console, layer=layer, backed=backed)
+    from evercell.choosing import choose
+
+    adata = read_file(file, console, layer=layer, backed=backed)
+    console.note(f"trying the models that there are: {len(with_types()):,}")
+    choice = choose(
+        adata, layer=layer, species=species, gene_column=gene_column, adapt=adapt, name=str(file), device=device
+    )
+    console.note(choice.text())
+    console.note(choice.reason)
+    if choice.warning:
+        console.warning(choice.warning)
+    # A model of this name in the folder where the user is would be taken for it.
+    name = choice.name if find(choice.name) == choice.path else str(choice.path)
+    return name, load_model(name, console), adata
 
 
 def log(context: typer.Context, directory: Directory, as_json: Json = False) -> None:

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 Labelled = Annotated[str, typer.Option("--labels", metavar="KEY", help="Column of obs that holds the cell types.")]
-Model = Annotated[str, typer.Option("--model", metavar="NAME|DIR", help="Directory of a trained model.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME|DIR|auto",
+        help="Name of a model (see `evercell models list`), its directory, or auto: the one that fits the cells best.",
+    ),
+]
 Layer = Annotated[
     str | None,
     typer.Option("--layer", metavar="NAME", help="Where the raw counts are: X, raw or a layer. Found if not given."),

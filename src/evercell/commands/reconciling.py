@@ -18,7 +18,7 @@ from evercell.model_card import table as text_table
 def reconcile(
     context: typer.Context,
     *,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory of the model that is to learn.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or directory of the model that is to learn.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="New labelled cells, raw counts.")],
     labels: Labelled,
     output: Annotated[

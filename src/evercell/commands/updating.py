@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def update(
     context: typer.Context,
     *,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory of the model that is to learn.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or directory of the model that is to learn.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="New labelled cells, raw counts.")],
     labels: Annotated[
         str | None, typer.Option("--labels", metavar="KEY", help="Column of obs that holds the cell types.")
@@ -182,8 +182,8 @@ def _sealed_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 def diff(
     context: typer.Context,
-    first: Annotated[Path, typer.Argument(metavar="A", help="Directory of a model.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Directory of another model, such as its update.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="Name or directory of a model.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Name or directory of another, such as its update.")],
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Cells that both models label.")] = None,
     *,
     layer: Layer = None,
