@@ -16,7 +16,7 @@ import argparse
 import csv
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from tasks import (
 from transfer import annotated
 
 import evercell as ec
+from evercell.finetuning import settings_for
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
 from make_models import MODELS
@@ -103,7 +104,9 @@ def measured(name: str, folder: Path, method: str, seed: int) -> list[dict[str, 
         known = {gene: column for column, gene in enumerate(base.vocabulary.names)}
         base = base.over_genes(np.array([known[gene] for gene in model.vocabulary.names]))
         cells = list(studies.values())
-        joint = ec.train(cells, "label", base=base, settings=ec.ModelSettings(sealed=0), seed=seed, shown=False)
+        joint = ec.train(
+            cells, "label", base=base, settings=replace(settings_for(base), sealed=0), seed=seed, shown=False
+        )
     elif method == "linear":
         parts = [Part(study, _grouped(cells), cells[:0], "") for study, cells in studies.items()]
         label, _ = _linear(parts, seed)

@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from cross_study import _commit, score
 from tasks import TASKS
 
 import evercell as ec
+from evercell.finetuning import settings_for
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -59,9 +61,9 @@ def drawn(cells: ad.AnnData, most: int, seed: int) -> ad.AnnData:
 
 def evercell(method: str, base: ec.Annotator | None, models: dict[str, Any]) -> Callable[..., Prediction]:
     """Method that trains evercell, from nothing or from `base`, and labels a query."""
-    settings = ec.ModelSettings(sealed=0)
+    settings = replace(settings_for(None if method == "scratch" else base), sealed=0)
     if method in DEPTHS:
-        settings = ec.ModelSettings(sealed=0, finetune=method)
+        settings = replace(settings, finetune=method)
 
     def label(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int) -> Prediction:
         named = [(str(one.obs["study"].iloc[0]), list(one.obs_names)) for one in train]

@@ -32,7 +32,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "classification",
         "pretraining_cells",
     ),
-    ("pretraining", "pretraining_objective", "finetuning", "updating", "frozen_head"),
+    ("pretraining", "pretraining_objective", "finetuning", "updating", "frozen_head", "importing", "exporting"),
     ("discovery", "explaining"),
     ("reporting", "model_card"),
     ("serving", "cli", "__main__", "commands", "demo", "doctor"),
@@ -143,14 +143,26 @@ def test_no_module_is_named_after_nothing() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_nothing_that_runs_code_from_a_file(path: Path) -> None:
-    """No pickle in any dress, no torch.load, no eval or exec (invariant 2)."""
+    """No pickle in any dress, no torch.load, no eval or exec (invariant 2).
+
+    Imports of other programs' models have two readers that run nothing: an unpickler of stand-ins, of which
+    ``tests/importing`` has more, and torch.load of weights only.
+    """
     text = path.read_text()
     unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    if path == SOURCE / "importing" / "inert.py":
+        unsafe.remove("pickle")
+        assert "(pickle.Unpickler)" in text and "def find_class" in text
     found = [f"line {line}: {name}" for line, name in imported(path, text) if name.split(".")[0] in unsafe]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call):
             name = called(node.func)
-            if name in {"eval", "exec", "torch.load", "pandas.read_pickle", "pd.read_pickle"}:
+            only = [getattr(one.value, "value", None) is True for one in node.keywords if one.arg == "weights_only"]
+            if name == "torch.load" and only == [True] and path == SOURCE / "importing" / "scbert.py":
+                continue
+            if name in {
+                "eval", "exec", "torch.load", "pandas.read_pickle", "pd.read_pickle", "pickle.load", "pickle.loads",
+            }:  # fmt: skip
                 found.append(f"line {node.lineno}: {name}")
             for keyword in node.keywords:
                 if keyword.arg == "allow_pickle" and getattr(keyword.value, "value", True) is not False:

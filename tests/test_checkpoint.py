@@ -295,3 +295,15 @@ def test_a_halved_model_is_stored_in_half_precision_and_loses_nothing_more(
     before, after = (annotate(one, query, reject="off").probabilities for one in (model, again))
     assert np.abs(before - after).max() < 0.02
     assert not np.array_equal(before, after)
+
+
+def test_the_share_of_the_linear_member_is_stored_and_counts(model: Annotator, query: AnnData, tmp_path: Path) -> None:
+    trusted = replace(model, linear_share=0.25)
+    save(trusted, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "annotator.json").read_text())["format"] == checkpoint.FORMAT_WITH_SCALED
+    again = load(tmp_path / "model")
+    assert again.linear_share == 0.25
+    assert again.fingerprint == trusted.fingerprint != model.fingerprint
+    alone = [annotate(replace(model, linear_share=share), query, reject="off") for share in (0.001, 0.25, 0.999)]
+    gaps = [np.abs(one.probabilities - alone[1].probabilities).mean() for one in alone]
+    assert gaps[0] > 0 < gaps[2]

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 import evercell as ec
 from evercell.errors import SettingsError
-from evercell.finetuning import quick_settings
+from evercell.finetuning import quick_settings, settings_for
 from evercell.pretraining import quick_settings as quick_pretraining
 from evercell.testing import synthetic_cells
 
@@ -75,3 +75,11 @@ def test_training_from_a_base_leaves_it_as_it_was(base: ec.Annotator, cells: Ann
     ec.train(cells, base=base, settings=QUICK)
     assert torch.isfinite(base.backbone.gene_embedding.weight).all()
     assert replace(base).fingerprint == before
+
+
+def test_a_pretrained_model_is_trained_with_settings_of_its_own(base: ec.Annotator) -> None:
+    settings = settings_for(base)
+    assert settings.training.learning_rate < ec.ModelSettings().training.learning_rate
+    assert settings_for(None) == ec.ModelSettings()
+    with pytest.raises(SettingsError, match="linear_share"):
+        replace(settings, linear_share=1.0)

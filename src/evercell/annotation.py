@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 UNKNOWN = "Unknown"
+UNCALIBRATED = (
+    "the model was imported without cells, so it has no threshold for unknown cells: every cell is labelled; "
+    "`update` sets one"
+)
 DEFAULT_REJECTION = DEFAULT_RATE
 """Share of cells of known types that may be called unknown, where none is asked for and the model stores none."""
 
@@ -215,7 +219,8 @@ def annotate(
     )
     model = model.on(choose_device(device))
     lost = lost_share(model, alignment.measured)
-    adapted = adapt and lost >= LOST and not familiar(model, alignment.measured)
+    # A linear member that alone knows the types cannot be fitted again: of most of them there is no cell.
+    adapted = adapt and not model.linear_only and lost >= LOST and not familiar(model, alignment.measured)
     fitted = fitted_to(model, alignment.measured) if adapted else model
     rejector = fitted.rejector or rejector
     parts: list[Outputs] = []
@@ -250,7 +255,7 @@ def annotate(
         },
         index=counts.cells,
     )
-    notes = list(counts.notes)
+    notes = [*counts.notes, *([UNCALIBRATED] if rate is not None and math.isinf(threshold) else [])]
     if adapted:
         notes.append(
             f"the query did not measure genes that hold {100 * lost:.0f} % of the counts the model was trained on: "

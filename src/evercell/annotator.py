@@ -28,6 +28,7 @@ from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
 from evercell.tokenizers import Tokenizer, View
 
+ALIKE = 0.5  # share of the linear member where both count alike
 BATCH = 128  # cells a forward pass; fixed, so that a cell always meets the same arithmetic
 
 
@@ -64,6 +65,9 @@ class Annotator:
         Arrays that strategies of updating keep between stages, by name.
     sketch
         Of the stages whose cells were not to be kept; None where there are none.
+    linear_share
+        Weight of the linear member in the average of log-probabilities; the transformer has the rest. With 1 the linear
+        member alone decides (`linear_only`).
     """
 
     vocabulary: GeneVocabulary
@@ -80,6 +84,7 @@ class Annotator:
     sealed: ExampleBank | None = None
     strategy_state: Mapping[str, np.ndarray] = field(default_factory=dict)
     sketch: Sketch | None = None
+    linear_share: float = ALIKE
 
     @cached_property
     def fingerprint(self) -> str:
@@ -115,6 +120,8 @@ class Annotator:
             "backbone": {"name": self.backbone.name, "settings": self.backbone.settings},
             "head": {"hidden": list(self.head.hidden), "dropout": self.head.dropout.p},
             "linear": self.linear is not None,
+            **({"linear_scaled": True} if self.linear is not None and self.linear.scaled else {}),
+            **({"linear_share": self.linear_share} if self.linear_share != ALIKE else {}),
             "types": self.types.to_dict(),
             "temperature": self.temperature,
             "rejector": self.rejector.name if self.rejector is not None else None,
@@ -125,7 +132,7 @@ class Annotator:
         found = {f"backbone.{name}": t.detach().cpu().numpy() for name, t in self.backbone.state_dict().items()}
         found |= {f"head.{name}": t.detach().cpu().numpy() for name, t in self.head.state_dict().items()}
         if self.linear is not None:
-            found |= {"linear.weight": self.linear.weight, "linear.bias": self.linear.bias}
+            found |= {f"linear.{name}": array for name, array in self.linear.arrays().items()}
         if self.rejector is not None:
             found |= {f"rejector.{name}": array for name, array in self.rejector.arrays.items()}
         return found | {f"strategy.{name}": array for name, array in self.strategy_state.items()}
@@ -140,9 +147,8 @@ class Annotator:
         backbone, head = copy.deepcopy(self.backbone).half().float(), copy.deepcopy(self.head).half().float()
         linear = self.linear
         if linear is not None:
-            linear = LinearModel(
-                *(array.astype(np.float16).astype(np.float32) for array in (linear.weight, linear.bias))
-            )
+            weight, bias = (a.astype(np.float16).astype(np.float32) for a in (linear.weight, linear.bias))
+            linear = replace(linear, weight=weight, bias=bias)
         return replace(self, backbone=backbone, head=head, linear=linear)
 
     def over_genes(self, columns: np.ndarray) -> Annotator:
@@ -175,6 +181,11 @@ class Annotator:
         return replace(self, backbone=copy.deepcopy(self.backbone).to(device), head=copy.deepcopy(self.head).to(device))
 
     @property
+    def linear_only(self) -> bool:
+        """Whether the linear member alone knows the types, as in a model imported from a linear classifier."""
+        return self.linear is not None and self.linear_share == 1.0
+
+    @property
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.backbone.parameters()).device
@@ -195,12 +206,17 @@ class Annotator:
                 logits[rows] = self.head(states).float().cpu().numpy()
         return representation, logits
 
+    def averaged(self, log_proba: np.ndarray, view: View) -> np.ndarray:
+        """Log-probabilities of the transformer (B, K), averaged with the linear member's of the same cells."""
+        if self.linear is None:
+            return log_proba
+        found: np.ndarray = (1 - self.linear_share) * log_proba + self.linear_share * self.linear.log_proba(view)
+        return found
+
     def outputs(self, view: View) -> Outputs:
         """What the model says of the cells of a view (counts over the model's genes)."""
         representation, logits = self.represent(view)
-        log_proba = F.log_softmax(torch.from_numpy(logits), dim=1).numpy()
-        if self.linear is not None:
-            log_proba = (log_proba + self.linear.log_proba(view)) / 2
+        log_proba = self.averaged(F.log_softmax(torch.from_numpy(logits), dim=1).numpy(), view)
         return Outputs(representation, logits, tempered(log_proba, self.temperature), view)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from evercell import __version__
-from evercell.annotator import Annotator
+from evercell.annotator import ALIKE, Annotator
 from evercell.backbones import BACKBONES
 from evercell.bank import ExampleBank
 from evercell.cells import atomic_path
@@ -39,6 +39,7 @@ from evercell.tokenizers import TOKENIZERS
 
 FORMAT = 1
 FORMAT_WITH_SKETCH = 2  # a reader that does not know of sketches would forget what they hold
+FORMAT_WITH_SCALED = 3  # linear members with a centre and a ceiling, or with a share of their own
 FILES = ("genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl")
 SEALED = "sealed.h5ad"
 SKETCH = "sketch.safetensors"
@@ -175,7 +176,7 @@ def _write(annotator: Annotator, folder: Path, card: str) -> None:
         (folder / SKETCH).write_bytes(as_bytes(annotator.sketch.arrays()))
         files = (*files, SKETCH)
     description: dict[str, Any] = {
-        "format": FORMAT_WITH_SKETCH if sketched else FORMAT,
+        "format": _format(annotator.parts(), sketched=bool(sketched)),
         "evercell": __version__,
         **annotator.parts(),
         **sketched,
@@ -266,7 +267,7 @@ def _description(folder: Path) -> dict[str, Any]:
         written, hashes = int(description["format"]), dict(description.get("sha256", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"`{own}` cannot be read: {error}", hint="copy it again") from error
-    newest = FORMAT_WITH_SKETCH if SKETCH in hashes else FORMAT
+    newest = _format(description, sketched=SKETCH in hashes)
     if written > newest:
         raise ModelError(
             f"the model `{folder}` has format {written}; this evercell ({__version__}) knows up to {newest}",
@@ -280,6 +281,13 @@ def _description(folder: Path) -> dict[str, Any]:
         if digest != hashes.get(name):
             raise ModelError(f"the model `{folder}` is damaged: `{name}` was changed or cut off", hint="copy it again")
     return description
+
+
+def _format(parts: dict[str, Any], *, sketched: bool) -> int:
+    """Version of the layout: the oldest that has room for what the model holds, so that older readers take the rest."""
+    if "linear_scaled" in parts or "linear_share" in parts:
+        return FORMAT_WITH_SCALED
+    return FORMAT_WITH_SKETCH if sketched else FORMAT
 
 
 def _check_plain(file: Path) -> None:
@@ -309,7 +317,7 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         head = GrowingHead(backbone.width, len(types), **description["head"])
     backbone.load_state_dict({name: torch.from_numpy(array) for name, array in part("backbone.").items()})
     head.load_state_dict({name: torch.from_numpy(array) for name, array in part("head.").items()})
-    linear = LinearModel(arrays["linear.weight"], arrays["linear.bias"]) if description["linear"] else None
+    linear = LinearModel(**part("linear.")) if description["linear"] else None
     rejector = REJECTORS[description["rejector"]](part("rejector.")) if description["rejector"] else None
     return Annotator(
         vocabulary=vocabulary,
@@ -326,6 +334,7 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         sealed=_read_bank(folder / SEALED, types) if SEALED in description["sha256"] else None,
         strategy_state=part("strategy."),
         sketch=_read_sketch(folder, description, types),
+        linear_share=float(description.get("linear_share", ALIKE)),
     )
 
 

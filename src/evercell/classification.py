@@ -137,11 +137,14 @@ def held_out_metrics(model: Annotator, baseline: LinearModel, held_out: Training
     names = np.asarray(model.types.names)
     truth, transformer = names[held_out.codes], names[outputs.logits.argmax(axis=1)]
     told = evaluate(truth, names[linear.argmax(axis=1)], confidence=np.exp(linear.max(axis=1)))
-    return {
+    found = {
         "model": evaluate(truth, names[outputs.codes], confidence=outputs.confidence).to_dict(),
         "transformer": _short(evaluate(truth, transformer).figures()),
         "linear": _short(told.figures()),
     }
+    if model.linear_only:
+        del found["transformer"]
+    return found
 
 
 def _short(figures: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 
 from evercell import __version__
-from evercell.commands import annotating, checking, discovering, models, reconciling, registry, training, updating
+from evercell.commands import (
+    annotating,
+    checking,
+    discovering,
+    exchanging,
+    models,
+    reconciling,
+    registry,
+    training,
+    updating,
+)
 from evercell.commands.console import Console
 from evercell.errors import EvercellError, GateError
 
@@ -44,10 +54,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     pretty_exceptions_enable=False,
 )
-for module in (training, reconciling, updating, annotating, discovering, models, checking):
+for module in (training, reconciling, updating, annotating, discovering, models, exchanging, checking):
     for command, epilog in module.COMMANDS.items():
         app.command(epilog=epilog)(command)
 app.add_typer(registry.app)
+app.add_typer(exchanging.app)
 
 
 def _version(asked: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evercell.annotator import Annotator, empty_bank
+from evercell.annotator import ALIKE, Annotator, empty_bank
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
 from evercell.bank import BANKS, balanced_rows
@@ -70,8 +70,8 @@ class ModelSettings:
     finetune
         What of a pretrained model is trained: ``all``; ``last``, the last block and the head; ``head``, a head on
         representations that are made once.
-    linear
-        Ask a linear model too.
+    linear, linear_share
+        Ask a linear model too; its weight beside the transformer.
     variable_genes
         Keep only the most variable genes, chosen on training cells; None keeps every gene that is expressed.
     least_cells
@@ -99,6 +99,7 @@ class ModelSettings:
     finetune: str = "all"
     rejector: str = "combined"
     linear: bool = True
+    linear_share: float = ALIKE
     variable_genes: int | None = None
     least_cells: int = 3
     balance: str = "sqrt"
@@ -116,6 +117,8 @@ class ModelSettings:
             raise SettingsError(f"finetune must be one of {', '.join(FINETUNE)}, not `{self.finetune}`")
         if self.finetune == "head" and self.hidden:
             raise SettingsError("a head on frozen representations has no hidden layers", hint="leave out hidden")
+        if not 0 < self.linear_share < 1:
+            raise SettingsError(f"linear_share must lie between 0 and 1, not {self.linear_share}")
         if not 0 < self.held_out < 1:
             raise SettingsError(f"held_out must lie between 0 and 1, not {self.held_out}")
 
@@ -154,7 +157,7 @@ def train(
     base
         Pretrained model whose backbone is taken up.
     settings
-        See `ModelSettings`.
+        See `ModelSettings`; those of `settings_for` if not given.
     bank
         What the model keeps for later updates: ``cells``, an example bank and sealed cells, or ``sketch``, means and
         covariances of the types and no cell (`evercell.sketches`), for data that must not leave its owner.
@@ -189,7 +192,7 @@ def train(
     >>> len(model.types)
     4
     """
-    settings = settings or ModelSettings()
+    settings = settings or settings_for(base)
     if base is None and settings.finetune != "all":
         raise SettingsError(
             f"finetune={settings.finetune} leaves the backbone as it is, and there is none yet",
@@ -248,6 +251,13 @@ def train(
     if model.sketch is not None:
         facts["bank"], facts["sketched"] = bank, model.sketch.facts(types.names)
     return replace(model, ledger=Ledger().appended(facts), settings=settings.to_dict())
+
+
+def settings_for(base: Annotator | None) -> ModelSettings:
+    """Settings by default: a pretrained model is trained at a lower rate, and trusted more than the linear member."""
+    if base is None:
+        return ModelSettings()
+    return ModelSettings(linear_share=1 / 3, training=TrainingSettings(learning_rate=2e-3))
 
 
 def quick_settings() -> ModelSettings:
@@ -336,6 +346,7 @@ class _Maker:
             temperature=1.0,
             rejector=None,
             bank=empty_bank(len(self.vocabulary)),
+            linear_share=settings.linear_share,
         )
 
     def _fit(

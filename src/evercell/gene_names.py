@@ -275,6 +275,11 @@ def orthologues(names: Iterable[str], *, to: str) -> dict[str, str]:
     return {g: table[n] for g, n in zip(given, found.names.tolist(), strict=True) if n in table}
 
 
+def known_genes(species: Species) -> tuple[str, ...]:
+    """Canonical names of all genes of a species that the tables hold, in their order."""
+    return tuple(_tables(species).symbols)
+
+
 def current_symbol(name: str) -> str:
     """Current symbol of a canonical name, or the name itself."""
     if not name.startswith("ENS"):

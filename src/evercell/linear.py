@@ -26,22 +26,64 @@ class LinearModel:
         (G, K), float32; zero for genes that no type is told by.
     bias
         (K,), float32.
+    centre
+        Taken off the expression of every gene that was measured (G,), float32, so that a gene which was not measured
+        says nothing; None for 0. Imported models have it (`evercell.importing`).
+    ceiling
+        Expression of a gene counts up to here (G,), float32, before the centre is taken off; None for no limit.
     """
 
     weight: np.ndarray
     bias: np.ndarray
+    centre: np.ndarray | None = None
+    ceiling: np.ndarray | None = None
 
     @property
     def n_types(self) -> int:
         """Number of types K."""
         return int(self.weight.shape[1])
 
+    @property
+    def scaled(self) -> bool:
+        """Whether expression is cut off and centred before it is weighed."""
+        return self.centre is not None or self.ceiling is not None
+
+    def features(self, view: View) -> csr_matrix:
+        """Log-normalised expression (B, G), CSR, cut off at the ceiling."""
+        logged = view.logged()
+        if self.ceiling is not None:
+            logged.data = np.minimum(logged.data, self.ceiling[logged.indices])
+        return logged
+
+    def offset(self, measured: np.ndarray) -> np.ndarray:
+        """What every cell is given of each type (K,), float32, where the genes `measured` (G,) were."""
+        if self.centre is None:
+            return self.bias
+        rows = np.flatnonzero(measured & (self.centre != 0))
+        found: np.ndarray = self.bias - self.centre[rows].astype(np.float64) @ self.weight[rows]
+        return found.astype(np.float32)
+
     def log_proba(self, view: View) -> np.ndarray:
         """Log-probabilities of the types (B, K), float32. Each row depends on its own cell alone."""
-        logits = view.logged() @ self.weight + self.bias
+        logits = self.features(view) @ self.weight + self.offset(view.measured)
         logits -= logits.max(axis=1, keepdims=True)
         found: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As a model stores them."""
+        found = {"weight": self.weight, "bias": self.bias, "centre": self.centre, "ceiling": self.ceiling}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def widened(self, n_genes: int) -> LinearModel:
+        """The same model over a longer gene list; the new genes weigh nothing."""
+        more = n_genes - len(self.weight)
+        return LinearModel(
+            np.pad(self.weight, ((0, more), (0, 0))),
+            self.bias,
+            None if self.centre is None else np.pad(self.centre, (0, more)),
+            None if self.ceiling is None else np.pad(self.ceiling, (0, more), constant_values=np.inf),
+        )
 
 
 def fit_linear(
@@ -95,13 +137,13 @@ def fit_linear(
         codes,
         n_types=n_types,
         strength=strength,
-        weights=_alike(codes, kinds) if balanced else None,
+        weights=alike(codes, kinds) if balanced else None,
         max_iterations=max_iterations,
     )
     return LinearModel(weight, bias)
 
 
-def _alike(codes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def alike(codes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """Weights of cells (N,), 1 on average, that are equal in sum over types and, within a type, over its kinds."""
     sizes = np.bincount(kinds)
     of_types = np.bincount(codes, 1.0 / sizes[kinds])  # number of kinds of each type

@@ -30,6 +30,11 @@ def model_card(model: Annotator) -> str:
             for one in stage.facts.get("data", [])
         ],
     ]
+    for number, stage in enumerate(model.ledger.stages, start=1):
+        if stage.facts.get("verb") == "import":
+            source = stage.facts["source"]
+            lines.append(f"- stage {number}: imported from `{source['name']}` ({source['format']})")
+            lines += [f"  - {note}" for note in stage.facts["notes"]]
     if training := training_facts(facts):
         lines += [
             *("", "## On held-out cells", "", training["split"]),
@@ -56,9 +61,19 @@ def model_card(model: Annotator) -> str:
             "- `bank.h5ad` and `sealed.h5ad`, if it is there, hold counts of labelled cells: pass the model on only "
             "where you may pass those on."
         )
+    unknown = "- A cell of a type that is not listed should be called Unknown; some will not be."
+    if model.linear_only:
+        lines += [
+            "- The linear member alone tells the types; the representation is that of an untrained network.",
+            "- Of imported types no cell is kept. An update leaves the weights of those that it has no cells of as "
+            "they are, but nothing tells whether cells of theirs go to a new type; made-up cells guard against it. "
+            "Types that one study taught are often missed in others.",
+        ]
+        if model.rejector is None or model.rejector.threshold(0.0) == float("inf"):
+            unknown = "- No cell is called Unknown and confidence is not calibrated: both take the cells of an update."
     lines += [
         "- Held-out cells of the same studies are easier than those of a study with another technology or tissue.",
-        "- A cell of a type that is not listed should be called Unknown; some will not be.",
+        unknown,
         "- Not for diagnosis.",
     ]
     return "\n".join(lines) + "\n"

@@ -73,10 +73,13 @@ class TokenBackbone(Backbone):
     value_encoder: ValueEncoder
     final_norm: nn.LayerNorm
 
+    def embedded(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+        """What the blocks are given: embedded tokens (B, L, D) and their mask (B, L)."""
+        return self.gene_embedding(tokens.gene_ids) + self.value_encoder(tokens.values), tokens.mask.clone()
+
     def states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor | None]:
         """Token states (B, L, D) and the token mask (B, L)."""
-        states = self.gene_embedding(tokens.gene_ids) + self.value_encoder(tokens.values)
-        mask = tokens.mask.clone()
+        states, mask = self.embedded(tokens)
         mask[:, 0] |= ~mask.any(dim=1)  # a cell without tokens attends to one padded token instead of to none
         for block in self.blocks:
             states = block(states, mask)

@@ -41,6 +41,8 @@ class LatentBackbone(Backbone):
 
     name: ClassVar[str] = "latent"
     threaded: ClassVar[bool] = True
+    compiled: bool = True
+    """Gather by compiled loops on a CPU; False for the plain tensor operations, which can be traced."""
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class LatentBackbone(Backbone):
     def gather(self, tokens: TokenBatch) -> Tensor:
         """Gated sums (B, S, M, D / S); padded tokens have value 0 and add nothing."""
         weight = self.gene_embedding.weight
-        if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        if self.compiled and weight.device.type == "cpu" and weight.dtype == torch.float32:
             arguments = (
                 tokens.gene_ids, tokens.values, tokens.mask.sum(dim=1), weight, self.gene_gate.weight, self.gate_slope,
                 self.gate_bias, self.members,

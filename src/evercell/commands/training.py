@@ -101,7 +101,7 @@ def train(
     A part of the cells, whole donors where they are named, is held out to calibrate and to score the model and a linear
     baseline on.
     """
-    from evercell.finetuning import ModelSettings
+    from evercell.finetuning import ModelSettings, settings_for
     from evercell.finetuning import train as train_model
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
@@ -111,9 +111,10 @@ def train(
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
     if base is None and finetune != "all":
         raise SettingsError(f"--finetune {finetune} needs a pretrained model", hint="name one with --from")
-    settings = replace(asked.over(ModelSettings()), refit=refit, finetune=finetune)
+    asked.over(ModelSettings())  # a wrong name is told before a model is read
     names = file_names(files)
     given = asked.model(console)
+    settings = replace(asked.over(settings_for(given)), refit=refit, finetune=finetune)
     adatas = [read_file(file, console, layer=layer) for file in files]
     if donor is not None and batch is not None:
         console.note(f"whole donors (`{donor}`) are held out; the batches in `{batch}` are not needed")

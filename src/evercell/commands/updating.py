@@ -140,7 +140,9 @@ def update(
     for row in facts["labels"]:
         if row["by"] not in ("exact", "") and row["label"] != row["to"]:
             console.note(f"label `{row['label']}` is `{row['to']}` ({row['by']})")
-    if facts["strategy"] != chosen:
+    if old.linear_only:
+        console.note("the linear member alone knows the types of this model, so it alone has learnt")
+    elif facts["strategy"] != chosen:
         console.warning(f"with `{chosen}` old types fell; the model was made with `{facts['strategy']}`")
     if not facts["tries"][-1]["holds"]:
         console.warning(f"old types fell, and --force was given: {', '.join(facts['tries'][-1]['fallen'])}")

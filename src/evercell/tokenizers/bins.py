@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 N_BINS = 7  # zero, five levels of expression, mask
 
 
-def expression_bins(view: View) -> np.ndarray:
-    """Bin of every stored count (nnz,), float32: its log-normalised value (base 2) floored, between 1 and 5."""
-    bins: np.ndarray = np.clip(np.floor(view.log_normalised() / np.log(2.0)), 1, N_BINS - 2).astype(np.float32)
+def expression_bins(view: View, lowest: int = 1) -> np.ndarray:
+    """Bin of every stored count (nnz,), float32: its log-normalised value (base 2) floored, from `lowest` to 5."""
+    bins: np.ndarray = np.clip(np.floor(view.log_normalised() / np.log(2.0)), lowest, N_BINS - 2).astype(np.float32)
     return bins
 
 
@@ -37,17 +37,18 @@ class BinsTokenizer(Tokenizer):
     n_bins: ClassVar[int | None] = N_BINS
     mask_value: ClassVar[int | None] = N_BINS - 1
 
-    def __init__(self, zeros: bool = False) -> None:
-        self.zeros = zeros
+    def __init__(self, zeros: bool = False, raised: bool = True) -> None:
+        self.zeros, self.raised = zeros, raised
 
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments that make the same tokenizer again."""
-        return {"zeros": self.zeros}
+        # Named only where it is chosen: what older models store of their settings stays as it is.
+        return {"zeros": self.zeros} | ({} if self.raised else {"raised": False})
 
     def tokenize(self, view: View) -> TokenBatch:
         """Tokens (B, L), L the number of measured genes with `zeros`, else the most genes that one cell expresses."""
-        bins = expression_bins(view)
+        bins = expression_bins(view, lowest=int(self.raised))
         counts = view.counts
         if not self.zeros:
             return padded(counts.indptr, counts.indices, bins)

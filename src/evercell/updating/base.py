@@ -18,6 +18,7 @@ from evercell.bank_selection import SELECTIONS, selected_rows
 from evercell.classification import Batch, features_of
 from evercell.discriminant import RunningSums
 from evercell.errors import SettingsError
+from evercell.linear import LinearModel, linear_member
 from evercell.sketches import Sketch
 from evercell.tokenizers import View
 from evercell.training import TrainingSettings
@@ -184,6 +185,13 @@ class Strategy(ABC):
     def penalty(self, stage: StageContext, batch: Batch) -> Tensor | None:
         """Added to the cross-entropy of a batch."""
         return None
+
+    def linear_member(self, stage: StageContext, cells: TrainingCells, stages: np.ndarray) -> LinearModel:
+        """The linear member, fitted again on cells of all stages (stage of each (N,)), where cells may be used.
+
+        Every type weighs alike: old types stay as the bank shows them.
+        """
+        return linear_member(cells.counts, cells.codes, len(stage.model.types), stage.seed, stages=stages)
 
     def end(self, stage: StageContext) -> Annotator:
         """After the training: the model with its bank filled again and its running sums brought up to date."""

@@ -77,9 +77,7 @@ def drawn_outputs(model: Annotator, sketch: Sketch, numbers: np.ndarray, *, seed
     view = View.whole(cells.counts, np.asarray(sketch.measured.any(axis=0)))
     with torch.inference_mode():
         found = model.head(torch.from_numpy(representation).to(model.device)).float().cpu()
-    log_proba = F.log_softmax(found, dim=1).numpy()
-    if model.linear is not None:
-        log_proba = (log_proba + model.linear.log_proba(view)) / 2
+    log_proba = model.averaged(F.log_softmax(found, dim=1).numpy(), view)
     outputs = Outputs(representation, found.numpy(), tempered(log_proba, model.temperature), view)
     return outputs, np.repeat(sketch.codes, numbers)
 

@@ -25,7 +25,7 @@ from evercell.classification import (
 from evercell.errors import ModelError
 from evercell.evaluation import split_cells
 from evercell.genes import GeneVocabulary
-from evercell.linear import fit_linear, linear_member
+from evercell.linear import fit_linear
 from evercell.progress import progress
 from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
@@ -189,10 +189,7 @@ class StageMaker:
         done.backbone.requires_grad_(True)
         done.head.requires_grad_(True)
         if self.old.linear is not None and strategy.uses_bank:
-            # Fitted again on cells of all stages, every type weighing alike: old types stay as the bank shows them.
-            seen, stages = _seen(type(strategy), stage)
-            linear = linear_member(seen.counts, seen.codes, len(self.types), self.seed, stages=stages)
-            done = replace(done, linear=linear)
+            done = replace(done, linear=strategy.linear_member(stage, *_seen(type(strategy), stage)))
         return done, history, stage
 
 

@@ -32,9 +32,10 @@ from evercell.training_cells import (
     sealed_rows,
 )
 from evercell.updating import STRATEGIES
-from evercell.updating.base import UpdateSettings, replay_share
+from evercell.updating.base import Strategy, UpdateSettings, replay_share
 from evercell.updating.gate import tried_on_sealed
 from evercell.updating.growth import with_genes_of
+from evercell.updating.linear import LinearStrategy
 from evercell.updating.settlement import settled
 from evercell.updating.stage import Made, StageMaker
 
@@ -81,7 +82,8 @@ def update(
     data, labels, groups
         As `train` takes them.
     strategy
-        A name of `STRATEGIES`.
+        A name of `STRATEGIES`. A model whose linear member alone tells the types (`evercell.importing`) is always
+        updated by `evercell.updating.linear`.
     mapping
         Label -> name of a type, or a file of that (`read_mapping`); goes before every other rule. A label mapped to its
         own name is a new type.
@@ -135,7 +137,9 @@ def update(
         settings = replace(settings, bank=bank_size)
     if settings.augmentation is None:
         settings = replace(settings, augmentation=Augmentation(**model.settings.get("augmentation", {})))
-    asked = STRATEGIES[strategy]
+    # A transformer that was never trained gives other strategies nothing to hold on to.
+    asked = LinearStrategy if model.linear_only else STRATEGIES[strategy]
+    strategy = asked.name
     if bank not in BANKS:
         raise SettingsError(f"there is no bank `{bank}`", hint=f"choose one of: {', '.join(BANKS)}")
     if not len(model.types):
@@ -252,6 +256,11 @@ def _gathered(
     return cells.over_genes(columns), replace(vocabulary, names=names, symbols=symbols), split
 
 
+def _strategy(name: str) -> type[Strategy]:
+    """The strategy of a name; `linear` is in no registry, because it is for models that can be taught by no other."""
+    return LinearStrategy if name == LinearStrategy.name else STRATEGIES[name]
+
+
 def _first_that_holds(
     maker: StageMaker,
     attempts: Sequence[tuple[str, UpdateSettings]],
@@ -263,7 +272,7 @@ def _first_that_holds(
     tries: list[dict[str, Any]] = []
     for number, (name, settings) in enumerate(attempts, start=1):
         folder = None if state_folder is None else state_folder / f"{number}-{name}"
-        made = maker.made(STRATEGIES[name], settings, folder)
+        made = maker.made(_strategy(name), settings, folder)
         verdict = tried_on_sealed(maker.old, made.model, tolerance=tolerance)
         tries.append({"strategy": name, "replay": settings.replay, **verdict.to_dict()})
         if verdict.holds or force:
@@ -279,7 +288,7 @@ def _attempts(
 ) -> list[tuple[str, UpdateSettings]]:
     """What is tried, one after the other, until the gate holds."""
     found = [(strategy, settings)]
-    if force:
+    if force or strategy == LinearStrategy.name:
         return found
     safer = replace(settings, replay=min(2 * settings.replay, MOST_REPLAY))
     # A bank of many stages has that share of the draws already: the same training would come out the same.
