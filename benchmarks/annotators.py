@@ -52,7 +52,7 @@ RESULTS = HERE.parent / "results" / "annotators.csv"
 SHIPPED = HERE.parents[1] / "src" / "evercell" / "models"
 KEY = ["annotator", "query", "method", "seed"]
 FIGURES = ["accuracy", "macro_f1", "rejected_known", "rejected_unknown"]
-COLUMNS = [*KEY, "cells", "n_unknown", *FIGURES, "seconds", "model", "commit"]
+COLUMNS = [*KEY, "cells", "n_unknown", *FIGURES, "confused", "seconds", "model", "commit"]
 
 MAJOR_BLOOD = {**MONOCYTE, **INNATE_LIKE_T}
 # Lavage is labelled broadly: T cells together, epithelium together.
@@ -134,12 +134,28 @@ def measured(name: str, folder: Path, method: str, seed: int) -> list[dict[str, 
                 "cells": len(truth),
                 "n_unknown": int((~known_cells).sum()),
                 **{one: round(float(v), 4) for one, v in figures.items()},
+                "confused": confused(truth[known_cells], guess[known_cells]),
                 "seconds": round(seconds, 1),
                 "model": model.fingerprint[:12],
                 "commit": _commit(),
             }
         )
     return rows
+
+
+def confused(truth: np.ndarray, guess: np.ndarray) -> str:
+    """Types of ten cells or more of which a fifth or more get one other label, the largest share first."""
+    found = []
+    for one in np.unique(truth):
+        labels, sizes = np.unique(guess[truth == one], return_counts=True)
+        if sizes.sum() < 10:
+            continue
+        found += [
+            (size / sizes.sum(), f"{size / sizes.sum():.0%} of {sizes.sum()} {one} as {label}")
+            for label, size in zip(labels, sizes, strict=True)
+            if label != one and size >= 0.2 * sizes.sum()
+        ]
+    return "; ".join(text for _, text in sorted(found, reverse=True))
 
 
 def _grouped(cells: ad.AnnData) -> ad.AnnData:
@@ -182,6 +198,15 @@ def write_cards(rows: pd.DataFrame, folder: Path) -> None:
             shares = [by.loc["annotator", one] for one in FIGURES[2:]]
             shown = [f"{share:.0%}" if not np.isnan(share) else "–" for share in shares]
             lines.append(f"| {query} | {int(part['cells'].iloc[0]):,} | {' | '.join([*cells, *shown])} |")
+        of_model = of_model[(of_model["method"] == "annotator") & of_model["confused"].notna()]
+        wrong = [f"- {row.query}: {row.confused}." for row in of_model.drop_duplicates("query").itertuples()]
+        if wrong:
+            lines += [
+                "",
+                "Known failures: types of which a fifth or more of the cells get one other label.",
+                "",
+                *wrong,
+            ]
         path.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
 
 
