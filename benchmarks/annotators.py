@@ -198,8 +198,8 @@ def write_cards(rows: pd.DataFrame, folder: Path) -> None:
             shares = [by.loc["annotator", one] for one in FIGURES[2:]]
             shown = [f"{share:.0%}" if not np.isnan(share) else "–" for share in shares]
             lines.append(f"| {query} | {int(part['cells'].iloc[0]):,} | {' | '.join([*cells, *shown])} |")
-        of_model = of_model[(of_model["method"] == "annotator") & of_model["confused"].notna()]
-        wrong = [f"- {row.query}: {row.confused}." for row in of_model.drop_duplicates("query").itertuples()]
+        told = of_model[(of_model["method"] == "annotator") & of_model["confused"].notna()]
+        wrong = [f"- {row.query}: {row.confused}." for row in told.drop_duplicates("query").itertuples()]
         if wrong:
             lines += [
                 "",
