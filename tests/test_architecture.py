@@ -16,7 +16,18 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # A module may import from its own row and from the rows above it; imports between modules of one row make no ring.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "plugins", "progress", "threads"),
-    ("gene_names", "genes", "ontology", "labels", "celltypes", "normalisation", "counts", "cells", "examples"),
+    (
+        "gene_names",
+        "genes",
+        "ontology",
+        "labels",
+        "celltypes",
+        "normalisation",
+        "counts",
+        "cells",
+        "stored_counts",
+        "examples",
+    ),
     ("preprocessing", "training_cells", "tokenizers", "augmentation", "bank", "bank_selection", "sketches"),
     ("backbones", "heads", "linear", "discriminant", "masking", "rejection", "type_targets"),
     ("annotator", "checkpoint", "ledger", "registry"),

@@ -42,6 +42,7 @@ from evercell.pretraining_cells import (
 )
 from evercell.pretraining_objective import TERMS, Objective, validation
 from evercell.progress import progress
+from evercell.stored_counts import room_in
 from evercell.threads import threads_of
 from evercell.tokenizers import TOKENIZERS, Tokenizer
 from evercell.training import TrainingSettings, choose_device, fit, seeded
@@ -146,6 +147,7 @@ def pretrain(
     layer: str | None = None,
     device: str = "auto",
     state_folder: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | None = None,
     shown: bool | None = None,
 ) -> Annotator:
     """Make a model without cell types from many cells, labelled or not, to be given to `train` as its base.
@@ -174,6 +176,9 @@ def pretrain(
     state_folder
         Folder for the state of the run and its log (``log.jsonl``, one line a look at the held-out cells); the same
         call takes an interrupted run up again and gives the numbers of an uninterrupted one.
+    store
+        Folder on a disk with room, for more cells than fit into memory: counts lie there in temporary files, eight
+        bytes a value. The numbers are those of a run in memory.
     shown
         Show a progress bar; by default in a terminal.
 
@@ -202,49 +207,54 @@ def pretrain(
     """
     settings = settings or PretrainingSettings()
     given = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
-    studies = read_for_pretraining(given, names=names, groups=groups, labels=labels, layer=layer, shown=shown)
-    split, rows = split_studies(studies, share=settings.held_out, names=settings.held_out_studies, seed=seed)
-    facts = {
-        "verb": "pretrain",
-        "data": [study.facts for study in studies],
-        "types_added": [],
-        "settings": settings.to_dict(),
-        "seed": seed,
-        "base": base.fingerprint if base is not None else None,
-        "held_out": {
-            "by": split.by,
-            "groups": list(split.held_out),
-            "cells": len(split.validation),
-            "note": split.note,
-        },
-    }
-    vocabulary, cells, held_out = _gathered(studies, rows, settings, base, {"species": species, "column": gene_column})
-    del studies
-    where = choose_device(device)
-    model = _new(vocabulary, settings, base, seed).on(where)
-    objective = Objective(model, cells, settings, seed, where)
-    validate = validation(objective, held_out, seed)
-    folder = None if state_folder is None else Path(state_folder)
-    if folder is not None:
-        _claim(folder, facts)
-    log = _Log(folder, objective, validate)
-    with progress("pretraining", shown=shown) as step, threads_of(model.backbone):
-
-        def on_step(done: int, steps: int, loss: float) -> None:
-            log.step = done
-            step(done, steps, loss)
-
-        history = fit(
-            objective.module,
-            objective,
-            settings.training,
-            seed=seed,
-            validate=log.looked,
-            state_folder=folder,
-            on_step=on_step,
+    with room_in(None if store is None else Path(store)) as place:
+        studies = read_for_pretraining(
+            given, names=names, groups=groups, labels=labels, layer=layer, store=place, shown=shown
         )
-    with torch.no_grad():
-        metrics = validate()
+        split, rows = split_studies(studies, share=settings.held_out, names=settings.held_out_studies, seed=seed)
+        facts = {
+            "verb": "pretrain",
+            "data": [study.facts for study in studies],
+            "types_added": [],
+            "settings": settings.to_dict(),
+            "seed": seed,
+            "base": base.fingerprint if base is not None else None,
+            "held_out": {
+                "by": split.by,
+                "groups": list(split.held_out),
+                "cells": len(split.validation),
+                "note": split.note,
+            },
+        }
+        vocabulary, cells, held_out = _gathered(
+            studies, rows, settings, base, {"species": species, "column": gene_column, "store": place}
+        )
+        del studies
+        where = choose_device(device)
+        model = _new(vocabulary, settings, base, seed).on(where)
+        objective = Objective(model, cells, settings, seed, where)
+        validate = validation(objective, held_out, seed)
+        folder = None if state_folder is None else Path(state_folder)
+        if folder is not None:
+            _claim(folder, facts)
+        log = _Log(folder, objective, validate)
+        with progress("pretraining", shown=shown) as step, threads_of(model.backbone):
+
+            def on_step(done: int, steps: int, loss: float) -> None:
+                log.step = done
+                step(done, steps, loss)
+
+            history = fit(
+                objective.module,
+                objective,
+                settings.training,
+                seed=seed,
+                validate=log.looked,
+                state_folder=folder,
+                on_step=on_step,
+            )
+        with torch.no_grad():
+            metrics = validate()
     facts |= {"metrics": metrics, "history": history.rows, "steps": history.best_step}
     return replace(model, ledger=Ledger().appended(facts), settings=settings.to_dict())
 
@@ -269,7 +279,7 @@ def _gathered(
         vocabulary = base.vocabulary
     else:
         trained_on = [study for study, part in zip(studies, rows[0], strict=True) if len(part)]
-        vocabulary = shared_vocabulary(trained_on, settings.vocabulary, **how)
+        vocabulary = shared_vocabulary(trained_on, settings.vocabulary, species=how["species"], column=how["column"])
     cells, held_out = (gathered(studies, part, vocabulary, **how) for part in rows)
     columns = np.arange(len(vocabulary))
     if base is None:
@@ -284,7 +294,7 @@ def _gathered(
             tuple(vocabulary.symbols[i] for i in columns),
             vocabulary.species,
         )
-    return vocabulary, cells.over_genes(columns), held_out.over_genes(columns)
+    return vocabulary, cells.over_genes(columns, how["store"]), held_out.over_genes(columns, how["store"])
 
 
 def _new(vocabulary: GeneVocabulary, settings: PretrainingSettings, base: Annotator | None, seed: int) -> Annotator:

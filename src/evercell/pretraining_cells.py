@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 
 from evercell import ontology
 from evercell.cells import find_counts, read_cells
@@ -22,6 +22,7 @@ from evercell.evaluation import Split, split_cells
 from evercell.genes import Alignment, GeneVocabulary, align, canonical_genes
 from evercell.labels import is_unassigned, listed
 from evercell.progress import progress
+from evercell.stored_counts import column_sizes, stacked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,9 +63,7 @@ class PretrainingStudy:
 
 @dataclass(frozen=True)
 class PretrainingCells:
-    """Cells of several studies over a model's genes, held in memory.
-
-    Training asks for `sizes`, `measured`, `draw` and `spread` only: a class that has these may read from disk instead.
+    """Cells of several studies over a model's genes, in memory or in files (see `stored_counts`).
 
     Parameters
     ----------
@@ -131,14 +130,17 @@ class PretrainingCells:
                 some = rows[start : start + ROWS]
                 yield study, some, counts[some].astype(np.float32)
 
-    def over_genes(self, columns: np.ndarray) -> PretrainingCells:
-        """Only the genes `columns`, and only the cells that express one of them."""
-        kept = [counts[:, columns].tocsr() for counts in self.counts]
-        rows = [np.diff(counts.indptr) > 0 for counts in kept]
+    def over_genes(self, columns: np.ndarray, store: Path | None = None) -> PretrainingCells:
+        """Only the genes `columns`, and only the cells that express one of them; `store` as in `stacked`."""
+        kept, rows = [], []
+        for counts in self.counts:
+            found: list[np.ndarray] = []
+            kept.append(stacked(_expressing(counts, columns, found), store))
+            rows.append(np.concatenate(found))
         filled = [study for study, expressing in enumerate(rows) if expressing.any()]
         return PretrainingCells(
             tuple(self.names[study] for study in filled),
-            tuple(kept[study][rows[study]] for study in filled),
+            tuple(kept[study] for study in filled),
             self.measured[filled][:, columns],
             tuple(self.codes[study][rows[study]] for study in filled) if self.codes else (),
             self.types,
@@ -146,8 +148,15 @@ class PretrainingCells:
 
     def n_expressing(self) -> np.ndarray:
         """Number of cells of each study that express each gene (S, G)."""
-        n_genes = self.measured.shape[1]
-        return np.stack([np.bincount(counts.indices, minlength=n_genes) for counts in self.counts])
+        return np.stack([column_sizes(counts) for counts in self.counts])
+
+
+def _expressing(counts: csr_matrix, columns: np.ndarray, found: list[np.ndarray]) -> Iterator[csr_matrix]:
+    """Blocks of the cells that express one of the genes `columns`; a mask of every block is added to `found`."""
+    for start in range(0, counts.shape[0], ROWS):
+        block = counts[start : start + ROWS][:, columns].tocsr()
+        found.append(np.diff(block.indptr) > 0)
+        yield block[found[-1]]
 
 
 def cell_files(data: Sequence[Any]) -> list[Any]:
@@ -191,6 +200,7 @@ def read_for_pretraining(
     groups: str | None = None,
     labels: str | None = None,
     layer: str | None = None,
+    store: Path | None = None,
     shown: bool | None = None,
 ) -> list[PretrainingStudy]:
     """Read the counts of files or AnnData objects, one after the other, and their labels if a column is named.
@@ -207,7 +217,7 @@ def read_for_pretraining(
     studies = []
     with progress("reading", shown=shown) as step:
         for done, (one, name) in enumerate(zip(given, names, strict=True), start=1):
-            studies.append(_read(one, name, {"groups": groups, "labels": labels}, layer))
+            studies.append(_read(one, name, {"groups": groups, "labels": labels}, layer, store))
             step(done, len(given), None)
     if groups is not None and all(study.groups is None for study in studies):
         raise LabelsError(f"no data set has a column `{groups}` in obs", hint="name the column of donors or batches")
@@ -226,18 +236,22 @@ def _names(given: Sequence[Any]) -> list[str]:
     ]
 
 
-def _read(one: Any, name: str, columns: Mapping[str, str | None], layer: str | None) -> PretrainingStudy:
+def _read(
+    one: Any, name: str, columns: Mapping[str, str | None], layer: str | None, store: Path | None
+) -> PretrainingStudy:
     called = str(one) if isinstance(one, Path) else name
     adata: AnnData = one if not isinstance(one, Path) else read_cells(one, layer=layer, backed=one.suffix == ".h5ad")
     try:
         counts = find_counts(adata, layer=layer, name=called, empty_cells="keep")
         digest = hashlib.sha256("\n".join(map(str, counts.genes.index)).encode())
-        blocks = []
-        for _, _, block in counts.chunks():
-            for array in (block.data, block.indices, block.indptr):
-                digest.update(np.ascontiguousarray(array).tobytes())
-            blocks.append(compact(block))
-        matrix = vstack(blocks, format="csr")
+
+        def blocks() -> Iterator[csr_matrix]:
+            for _, _, block in counts.chunks():
+                for array in (block.data, block.indices, block.indptr):
+                    digest.update(np.ascontiguousarray(array).tobytes())
+                yield block
+
+        matrix = stacked(blocks(), store)
     finally:
         if isinstance(one, Path) and adata.isbacked:
             adata.file.close()
@@ -261,15 +275,10 @@ def _read(one: Any, name: str, columns: Mapping[str, str | None], layer: str | N
     if told is not None:
         facts["labelled"] = int((told != "").sum())
         facts["labels_sha256"] = hashlib.sha256("\n".join(told).encode()).hexdigest()
-    return PretrainingStudy(name, matrix if filled.all() else matrix[filled], counts.genes, named, facts, told)
-
-
-def compact(counts: csr_matrix) -> csr_matrix:
-    """The same counts in the smallest unsigned integer type that holds them; float32 where they are not whole."""
-    most = counts.data.max(initial=0)
-    if most >= 2**32 or not np.array_equal(counts.data, np.floor(counts.data)):
-        return counts.astype(np.float32)
-    return counts.astype(np.min_scalar_type(int(most)))
+    if not filled.all():
+        kept = np.flatnonzero(filled)
+        matrix = stacked((matrix[kept[i : i + ROWS]] for i in range(0, len(kept), ROWS)), store)
+    return PretrainingStudy(name, matrix, counts.genes, named, facts, told)
 
 
 def split_studies(
@@ -351,6 +360,7 @@ def gathered(
     *,
     species: str = "auto",
     column: str | None = None,
+    store: Path | None = None,
 ) -> PretrainingCells:
     """The cells `rows` of each study over the genes of a vocabulary, without the studies of which none is asked for."""
     names, counts, measured, keys = [], [], [], []
@@ -359,7 +369,7 @@ def gathered(
             continue
         alignment = align(study.genes, vocabulary, species=species, column=column, name=study.name)
         names.append(study.name)
-        counts.append(_aligned(study.counts, wanted, alignment))
+        counts.append(stacked(_aligned(study.counts, wanted, alignment), store))
         measured.append(alignment.measured)
         labels = np.full(len(wanted), "", dtype=object) if study.labels is None else study.labels[wanted]
         known = {label: type_key(label) for label in np.unique(labels) if label}
@@ -378,6 +388,6 @@ def type_key(label: str) -> str:
     return found.id if found is not None else ontology.normalised(label)
 
 
-def _aligned(counts: csr_matrix, rows: np.ndarray, alignment: Alignment) -> csr_matrix:
-    parts = [compact(alignment.apply(counts[rows[i : i + ROWS]])) for i in range(0, len(rows), ROWS)]
-    return vstack(parts, format="csr")
+def _aligned(counts: csr_matrix, rows: np.ndarray, alignment: Alignment) -> Iterator[csr_matrix]:
+    for start in range(0, len(rows), ROWS):
+        yield alignment.apply(counts[rows[start : start + ROWS]])

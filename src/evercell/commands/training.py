@@ -170,6 +170,10 @@ def pretrain(
     backbone: Backbone = None,
     backbone_setting: BackboneSetting = None,
     device: Device = "auto",
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="FOLDER", help="Keep counts in temporary files here, not in memory."),
+    ] = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -198,6 +202,7 @@ def pretrain(
         layer=layer,
         device=device,
         state_folder=resume,
+        store=store,
         shown=run.console.shown,
     )
     facts = run.saved(model)

@@ -1,0 +1,81 @@
+"""Counts of many cells, stacked block by block: in memory, or in files that are mapped and read where needed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+
+from evercell.errors import CellsError
+
+BLOCK = 1 << 22  # values counted at a time
+
+
+def stacked(blocks: Iterable[csr_matrix], store: Path | None = None) -> csr_matrix:
+    """Blocks of cells (B, G) one below the other, CSR.
+
+    Parameters
+    ----------
+    blocks
+        At least one.
+    store
+        Folder for the values, as float32, and their columns; memory then holds a number a cell. None: all in memory, in
+        the smallest type that holds the counts.
+    """
+    if store is None:
+        return vstack([compact(block) for block in blocks], format="csr")
+    folder = Path(tempfile.mkdtemp(dir=store))
+    sizes, n_genes = [np.zeros(1, dtype=np.int64)], 0
+    with (folder / "values").open("wb") as values, (folder / "columns").open("wb") as columns:
+        for block in blocks:
+            values.write(np.ascontiguousarray(block.data, dtype=np.float32).data)
+            columns.write(np.ascontiguousarray(block.indices, dtype=np.int32).data)
+            sizes.append(np.diff(block.indptr).astype(np.int64))
+            n_genes = block.shape[1]
+    indptr = np.cumsum(np.concatenate(sizes))
+    if indptr[-1] == 0:  # nothing can be mapped
+        return csr_matrix((len(indptr) - 1, n_genes), dtype=np.float32)
+    if indptr[-1] < np.iinfo(np.int32).max:
+        indptr = indptr.astype(np.int32)  # or SciPy would make the columns as wide, in memory
+    parts = [np.memmap(folder / name, dtype, "r") for name, dtype in (("values", np.float32), ("columns", np.int32))]
+    found = csr_matrix((len(indptr) - 1, n_genes), dtype=np.float32)
+    found.data, found.indices, found.indptr = *parts, indptr
+    return found
+
+
+def compact(counts: csr_matrix) -> csr_matrix:
+    """The same counts in the smallest unsigned integer type that holds them; float32 where they are not whole."""
+    most = counts.data.max(initial=0)
+    if most >= 2**32 or not np.array_equal(counts.data, np.floor(counts.data)):
+        return counts.astype(np.float32)
+    return counts.astype(np.min_scalar_type(int(most)))
+
+
+def column_sizes(counts: csr_matrix) -> np.ndarray:
+    """Number of stored values of each column (G,), int64, a part of them at a time."""
+    found = np.zeros(counts.shape[1], dtype=np.int64)
+    for start in range(0, counts.nnz, BLOCK):
+        found += np.bincount(counts.indices[start : start + BLOCK], minlength=len(found))
+    return found
+
+
+@contextmanager
+def room_in(store: Path | None) -> Iterator[Path | None]:
+    """Folder below `store` for the files of one run, removed afterwards; None for None.
+
+    Raises
+    ------
+    CellsError
+        If `store` is no folder that can be written to.
+    """
+    if store is None:
+        yield None
+        return
+    if not store.is_dir():
+        raise CellsError(f"the folder `{store}` for counts does not exist", hint="make it first, or name another")
+    with tempfile.TemporaryDirectory(prefix="evercell-", dir=store, ignore_cleanup_errors=True) as place:
+        yield Path(place)
