@@ -26,13 +26,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 import evercell as ec
-from evercell.finetuning import settings_for
+from evercell.bank import balanced_rows, kinds_of
 from evercell.genes import align
 from evercell.model_card import model_card
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "labelled"
-GENES, BANK, SEALED = 8_000, 600, 150
-"""Of each annotator: genes, example cells, sealed cells a stage. All models together are to stay below 40 MB."""
+GENES, BANK, SEALED = 8_000, 600, 300
+"""Of a finished annotator: genes, example cells, sealed cells; all models together are to stay below 40 MB."""
 KEPT = 0.95
 """Share of the cells of a study that the model before it labelled right which are not to be called Unknown."""
 LEAST_CELLS = 10
@@ -171,17 +171,8 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
         groups = study.groups if study.groups and part.obs[study.groups].nunique() > 2 else None
         name = Path(study.file).name
         if model is None:
-            settings = replace(settings_for(base), bank=BANK, sealed=SEALED)
             model = ec.train(
-                part,
-                "label",
-                groups=groups,
-                base=base,
-                settings=settings,
-                bank=study.bank,
-                seed=seed,
-                names=[name],
-                shown=False,
+                part, "label", groups=groups, base=base, bank=study.bank, seed=seed, names=[name], shown=False
             )
         else:
             moves.append(allowance(model, part))
@@ -192,7 +183,7 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
                 groups=groups,
                 mapping={label: label for label in part.obs["label"].unique()},
                 bank=study.bank,
-                settings=ec.UpdateSettings(new_genes=False, sealed=SEALED),
+                settings=ec.UpdateSettings(new_genes=False),
                 seed=seed,
                 names=[name],
                 shown=False,
@@ -211,7 +202,13 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
     print(
         f"  thresholds moved by {move:.2f}, the median of {', '.join(f'{one:.2f}' for one in moves)}", file=sys.stderr
     )
-    return replace(model, rejector=model.rejector.moved(move)).halved()
+    rng = np.random.default_rng(seed)
+    bank = model.bank.taken(balanced_rows(model.bank.codes, BANK, rng))
+    sealed = model.sealed
+    if sealed is not None:
+        kinds = kinds_of(sealed.codes, sealed.stages)
+        sealed = sealed.taken(balanced_rows(kinds, SEALED, rng))
+    return replace(model, rejector=model.rejector.moved(move), bank=bank, sealed=sealed).halved()
 
 
 def allowance(model: ec.Annotator, cells: ad.AnnData) -> float:
