@@ -86,6 +86,30 @@ class Annotator:
     sketch: Sketch | None = None
     linear_share: float = ALIKE
 
+    @classmethod
+    def begun(
+        cls,
+        vocabulary: GeneVocabulary,
+        tokenizer: Tokenizer,
+        backbone: Backbone,
+        head: GrowingHead,
+        types: CellTypes | None = None,
+        **parts: Any,
+    ) -> Annotator:
+        """A model without linear member, rejector and bank: pretrained, or about to be trained."""
+        return cls(
+            vocabulary=vocabulary,
+            types=types or CellTypes(()),
+            tokenizer=tokenizer,
+            backbone=backbone,
+            head=head,
+            linear=None,
+            temperature=1.0,
+            rejector=None,
+            bank=empty_bank(len(vocabulary)),
+            **parts,
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over genes, parts, weights and bank (hex): two models with one fingerprint say the same."""

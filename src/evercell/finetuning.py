@@ -336,18 +336,9 @@ class _Maker:
                     len(self.vocabulary), n_bins=tokenizer.n_bins, **settings.backbone_settings
                 )
             head = GrowingHead(backbone.width, len(self.types), hidden=settings.hidden)
-        return Annotator(
-            vocabulary=self.vocabulary,
-            types=self.types,
-            tokenizer=tokenizer,
-            backbone=backbone.to(self.device),
-            head=head.to(self.device),
-            linear=None,
-            temperature=1.0,
-            rejector=None,
-            bank=empty_bank(len(self.vocabulary)),
-            linear_share=settings.linear_share,
-        )
+        backbone, head = backbone.to(self.device), head.to(self.device)
+        share = settings.linear_share
+        return Annotator.begun(self.vocabulary, tokenizer, backbone, head, self.types, linear_share=share)
 
     def _fit(
         self,

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from evercell.annotator import Annotator, empty_bank
+from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
 from evercell.cells import atomic_path
-from evercell.celltypes import CellTypes
 from evercell.errors import ModelError, SettingsError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
@@ -308,17 +307,7 @@ def _new(vocabulary: GeneVocabulary, settings: PretrainingSettings, base: Annota
                 len(vocabulary), n_bins=tokenizer.n_bins, **settings.backbone_settings
             )
         head = GrowingHead(backbone.width, 0)
-    return Annotator(
-        vocabulary=vocabulary,
-        types=CellTypes(()),
-        tokenizer=tokenizer,
-        backbone=backbone.eval(),
-        head=head.eval(),
-        linear=None,
-        temperature=1.0,
-        rejector=None,
-        bank=empty_bank(len(vocabulary)),
-    )
+    return Annotator.begun(vocabulary, tokenizer, backbone.eval(), head.eval())
 
 
 def _claim(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evercell.annotator import Annotator, empty_bank
+from evercell.annotator import Annotator
 from evercell.backbones.performer import PerformerBackbone
-from evercell.celltypes import CellTypes
 from evercell.errors import GenesError, ModelError
 from evercell.heads import GrowingHead
 from evercell.importing.genes import gene_order, vocabulary_of
@@ -120,18 +119,7 @@ def import_scbert(
         "genes": len(vocabulary),
         "notes": [*_notes(names, dropped, left_out, extra=extra), TOKENS[zeros]],
     }
-    return Annotator(
-        vocabulary=vocabulary,
-        types=CellTypes(()),
-        tokenizer=tokenizer,
-        backbone=backbone.eval(),
-        head=head.eval(),
-        linear=None,
-        temperature=1.0,
-        rejector=None,
-        bank=empty_bank(len(vocabulary)),
-        ledger=Ledger().appended(facts),
-    )
+    return Annotator.begun(vocabulary, tokenizer, backbone.eval(), head.eval(), ledger=Ledger().appended(facts))
 
 
 class _Weights:
