@@ -13,6 +13,7 @@ from evercell.adaptation import LOST, familiar, fitted_to, lost_share
 from evercell.annotator import Annotator
 from evercell.genes import align
 from evercell.testing import synthetic_cells
+from evercell.tokenizers import View
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,10 @@ def test_a_panel_like_that_of_a_training_study_is_not_adapted(model: Annotator, 
     assert not familiar(mixed, other)
     one_type = dataclasses.replace(mixed, bank=two.taken(np.flatnonzero((two.studies == 1) | (two.codes == 0))))
     assert not familiar(one_type, measured)
+
+
+def test_the_refitted_linear_member_weighs_the_same_whatever_share_the_model_gives_it(model: Annotator) -> None:
+    measured = np.arange(len(model.vocabulary)) % 3 == 0
+    one, other = (fitted_to(dataclasses.replace(model, linear_share=share), measured) for share in (0.5, 0.2))
+    view = View.whole(model.bank.counts.multiply(measured).tocsr(), measured)
+    np.testing.assert_array_equal(one.outputs(view).log_proba, other.outputs(view).log_proba)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evercell.annotator import Annotator, best_temperature, tempered
+from evercell.annotator import EVEN, Annotator, best_temperature, tempered
 from evercell.linear import LinearModel, linear_member
 from evercell.rejection import Outputs
 from evercell.tokenizers import View
@@ -104,7 +104,8 @@ class _Fit:
         if self.model.linear is not None:
             linear = linear_member(self.view.counts[rows], self.codes[rows], len(self.model.types), self.seed)
             linear = LinearModel(WEIGHT * linear.weight, WEIGHT * linear.bias)
-        return replace(self.model, linear=linear, temperature=temperature)
+        # Its weight here is `WEIGHT`, whatever share the model gives to a linear member that saw all genes.
+        return replace(self.model, linear=linear, linear_share=EVEN, temperature=temperature)
 
     def unseen(self) -> Outputs:
         """Uncalibrated outputs of all cells; each half is scored by a fit on the other."""

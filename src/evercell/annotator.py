@@ -28,7 +28,7 @@ from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
 from evercell.tokenizers import Tokenizer, View
 
-ALIKE = 0.5  # share of the linear member where both count alike
+EVEN = 0.5  # share of the linear member where both count alike
 BATCH = 128  # cells a forward pass; fixed, so that a cell always meets the same arithmetic
 
 
@@ -84,7 +84,7 @@ class Annotator:
     sealed: ExampleBank | None = None
     strategy_state: Mapping[str, np.ndarray] = field(default_factory=dict)
     sketch: Sketch | None = None
-    linear_share: float = ALIKE
+    linear_share: float = EVEN
 
     @classmethod
     def begun(
@@ -145,7 +145,7 @@ class Annotator:
             "head": {"hidden": list(self.head.hidden), "dropout": self.head.dropout.p},
             "linear": self.linear is not None,
             **({"linear_scaled": True} if self.linear is not None and self.linear.scaled else {}),
-            **({"linear_share": self.linear_share} if self.linear_share != ALIKE else {}),
+            **({"linear_share": self.linear_share} if self.linear_share != EVEN else {}),
             "types": self.types.to_dict(),
             "temperature": self.temperature,
             "rejector": self.rejector.name if self.rejector is not None else None,

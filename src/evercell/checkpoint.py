@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from evercell import __version__
-from evercell.annotator import ALIKE, Annotator
+from evercell.annotator import EVEN, Annotator
 from evercell.backbones import BACKBONES
 from evercell.bank import ExampleBank
 from evercell.cells import atomic_path
@@ -334,7 +334,7 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         sealed=_read_bank(folder / SEALED, types) if SEALED in description["sha256"] else None,
         strategy_state=part("strategy."),
         sketch=_read_sketch(folder, description, types),
-        linear_share=float(description.get("linear_share", ALIKE)),
+        linear_share=float(description.get("linear_share", EVEN)),
     )
 
 

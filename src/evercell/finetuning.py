@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evercell.annotator import ALIKE, Annotator, empty_bank
+from evercell.annotator import EVEN, Annotator, empty_bank
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
 from evercell.bank import BANKS, balanced_rows
@@ -99,7 +99,7 @@ class ModelSettings:
     finetune: str = "all"
     rejector: str = "combined"
     linear: bool = True
-    linear_share: float = ALIKE
+    linear_share: float = EVEN
     variable_genes: int | None = None
     least_cells: int = 3
     balance: str = "sqrt"
