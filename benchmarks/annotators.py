@@ -144,7 +144,7 @@ def measured(name: str, folder: Path, method: str, seed: int) -> list[dict[str, 
                 **{one: round(float(v), 4) for one, v in figures.items()},
                 "confused": confused(truth[known_cells], guess[known_cells]),
                 "seconds": round(seconds, 1),
-                "model": model.fingerprint[:12],
+                "model": made_of(model, method),
                 "commit": _commit(),
             }
         )
@@ -164,6 +164,11 @@ def confused(truth: np.ndarray, guess: np.ndarray) -> str:
             if label != one and size >= 0.2 * sizes.sum()
         ]
     return "; ".join(text for _, text in sorted(found, reverse=True))
+
+
+def made_of(model: ec.Annotator, method: str) -> str:
+    """What a row holds for: the annotator itself; for the others its genes, which they share."""
+    return (model.fingerprint if method == "annotator" else model.vocabulary.digest())[:12]
 
 
 def _grouped(cells: ad.AnnData) -> ad.AnnData:
@@ -235,12 +240,11 @@ def main() -> None:
     if not path.exists():
         path.write_text(",".join(COLUMNS) + "\n")
     for name in asked.names:
-        print_of = ec.load(asked.models / name).fingerprint[:12]
-        rows = pd.read_csv(path)
-        done = set(rows[rows["model"] == print_of][["annotator", "method", "seed"]].itertuples(index=False, name=None))
+        model, rows = ec.load(asked.models / name), pd.read_csv(path)
+        done = set(rows[["annotator", "method", "seed", "model"]].itertuples(index=False, name=None))
         for method in asked.methods:
             for seed in asked.seeds:
-                if (name, method, seed) in done:
+                if (name, method, seed, made_of(model, method)) in done:
                     continue
                 new = measured(name, asked.models, method, seed)
                 with path.open("a", newline="") as file:

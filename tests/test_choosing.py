@@ -233,10 +233,43 @@ def test_the_table_has_a_line_for_each_model(own: Path) -> None:
         "cells labelled",
         "confidence",
         "score",
+        "types shown",
     ]
     assert first.split() == [
         "first", "100%", "100%", f"{found.rows[0].kept:.0%}", f"{found.rows[0].confidence:.2f}",
-        f"{found.rows[0].score:.3f}",
+        f"{found.rows[0].score:.3f}", f"{found.rows[0].shown:.0%}",
     ]  # fmt: skip
     assert len(first) == len(header)
     assert others.startswith("others  out: cannot be read: ")
+
+
+def tried(name: str, score: float, shown: float, out: str = "") -> Tried:
+    return Tried(name, Path(name), 1.0, 1.0, 1.0, score, shown, out)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        ([tried("lung", 0.90, 0.2), tried("blood", 0.86, 0.6)], "blood"),
+        ([tried("lung", 0.90, 0.2), tried("blood", 0.79, 0.6)], "lung"),
+        ([tried("lung", 0.90, 0.2), tried("blood", 0.88, 0.6, out="it knows 3 % of the counts")], "lung"),
+        ([tried("b", 0.90, 0.5), tried("a", 0.90, 0.5)], "a"),
+    ],
+)
+def test_of_models_about_as_sure_the_one_wins_more_of_whose_types_are_shown(
+    rows: list[Tried], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = {row.name: row for row in rows}
+    monkeypatch.setattr(choosing, "_tried", lambda one, *_, **__: of[one])
+    monkeypatch.setattr(registry, "with_types", lambda _: list(of))
+    found = choose(of_types(0, 4))
+    assert found.name == found.rows[0].name == chosen
+    if chosen == "blood":
+        assert "60% of its types are among them, of the next 20%" in found.reason
+
+
+def test_types_shown_are_those_of_a_hundredth_of_the_cells(model: ec.Annotator, own: Path) -> None:
+    (row,) = [row for row in choose(of_types(0, 2)).rows if row.name == "first"]
+    labels = ec.annotate(model, of_types(0, 2)).labels
+    sizes = [(labels == name).mean() for name in model.types.names]
+    assert row.shown == sum(size >= 0.01 for size in sizes) / 4

@@ -27,6 +27,10 @@ SAMPLED = 300
 LEAST_KNOWN = 0.25
 """Least share of the query's counts that a model has to know: of less, its labels rest on a corner of each cell."""
 
+CLOSE = 0.1
+"""Scores that differ by less say the same. Then the model wins more of whose types the query shows: T cells of blood
+are T cells to a model of lungs as well, but little else of a lung is among them."""
+
 FITTING = 0.5
 """Score below which no model is said to fit well: less than half of the cells are expected to be labelled right."""
 
@@ -47,6 +51,8 @@ class Tried:
         Share of the cells not called Unknown, at the model's own rate.
     confidence
         Mean calibrated confidence in the labels of these; 0 where there are none.
+    shown
+        Share of the model's types that a hundredth of these cells or more are labelled with.
     out
         Why it cannot be chosen; empty for a model that can.
     """
@@ -57,6 +63,7 @@ class Tried:
     known: float = 0.0
     kept: float = 0.0
     confidence: float = 0.0
+    shown: float = 0.0
     out: str = ""
 
     @property
@@ -98,12 +105,12 @@ class Choice:
 
     def text(self) -> str:
         """The figures as a table."""
-        header = ("model", "genes measured", "counts known", "cells labelled", "confidence", "score")
+        header = ("model", "genes measured", "counts known", "cells labelled", "confidence", "score", "types shown")
         width = max(len(one) for one in (header[0], *(row.name for row in self.rows)))
         lines = ["  ".join([f"{header[0]:<{width}}", *header[1:]])]
         for row in self.rows:
             figures = [f"{row.genes:.0%}", f"{row.known:.0%}", f"{row.kept:.0%}", f"{row.confidence:.2f}"]
-            figures.append(f"{row.score:.3f}")
+            figures += [f"{row.score:.3f}", f"{row.shown:.0%}"]
             cells = [f"{one:>{len(name)}}" for one, name in zip(figures, header[1:], strict=True)]
             lines.append("  ".join([f"{row.name:<{width}}", *([f"out: {row.out}"] if row.out else cells)]))
         return "\n".join(lines)
@@ -123,7 +130,8 @@ def choose(
     """Choose the model that expects to label most cells of a query right.
 
     Every model labels some cells of the query, evenly spaced over the file, as `annotate` would. The best is the one
-    with the highest `Tried.score`; of equals the first by name. A model of few types is easily sure of itself, and only
+    with the highest `Tried.score`, or of those within `CLOSE` of it the one more of whose types are shown; of equals
+    the first by name. A model of few types is easily sure of itself, and only
     its rejection keeps it from being chosen for cells that it does not know: look at the table.
 
     Parameters
@@ -163,7 +171,10 @@ def choose(
         for one in listed
     ]
     rows = sorted(tried, key=lambda row: (bool(row.out), -row.score, row.name))
-    best, *others = rows
+    near = [row for row in rows if not row.out and row.score > rows[0].score - CLOSE]
+    best = max(near, key=lambda row: row.shown, default=rows[0])  # the first of equals
+    others = [row for row in rows if row is not best]
+    rows = [best, *others]
     if best.out:
         reasons = "; ".join(f"`{row.name}`: {row.out}" for row in rows)
         raise ModelError(
@@ -175,7 +186,10 @@ def choose(
         f"{best.confidence:.2f}"
     )
     if others and not others[0].out:
-        reason += f" (score {best.score:.3f}; the next, `{others[0].name}`, has {others[0].score:.3f})"
+        next_best = others[0]
+        reason += f" (score {best.score:.3f}; the next, `{next_best.name}`, has {next_best.score:.3f})"
+        if next_best.score >= best.score:
+            reason += f", and {best.shown:.0%} of its types are among them, of the next {next_best.shown:.0%}"
     warning = ""
     if best.score < FITTING:
         warning = (
@@ -237,4 +251,6 @@ def _tried(
         return Tried(model.name, model.path, out=error.message)
     kept = found.labels != "Unknown"
     confidence = float(found.obs["evercell_confidence"].to_numpy()[kept].mean()) if kept.any() else 0.0
-    return Tried(model.name, model.path, genes, known, float(kept.mean()), confidence)
+    sizes = np.unique(found.labels[kept], return_counts=True)[1]
+    shown = int((sizes >= 0.01 * len(kept)).sum()) / max(len(loaded.types), 1)
+    return Tried(model.name, model.path, genes, known, float(kept.mean()), confidence, shown)
