@@ -196,8 +196,8 @@ def write_cards(rows: pd.DataFrame, folder: Path) -> None:
         lines = [
             *("", "", "## On studies that it has never seen", ""),
             "`python benchmarks/annotators.py`. Accuracy / macro-F1 over cells of types that it knows, as finely as",
-            "the study is labelled, best label of every cell; joint: trained on all its studies at once; linear: logistic",
-            "regression on the query's genes. Then the share of cells called Unknown by default.",
+            "the study is labelled, best label of every cell; joint: trained on all its studies at once; linear:",
+            "logistic regression on the query's genes. Then the share of cells called Unknown by default.",
             "",
             "| study | cells | annotator | T cells as one, monocytes as one | joint | linear | known called Unknown "
             "| others called Unknown |",

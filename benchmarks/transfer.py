@@ -1,13 +1,13 @@
 """What pretraining is worth: the tasks of `cross_study.py` with few and with all labelled cells, into one CSV file.
 
-    bash runs/pretrain.sh --without-queries DIR
+    bash runs/pretrain.sh --without-tasks DIR
     python benchmarks/transfer.py --base DIR --cells 30 0 --seeds 0 1 2
 
-The pretrained model must not have seen a query: `runs/pretrain.sh --without-queries` leaves out every study that a task
-labels, test studies and training studies alike. Of each training study so many cells a type are drawn (0: all of them),
-the same ones for every method of a seed. Methods: `scratch`, evercell without pretraining; `pretrained`, trained from
-the base as by default; `all`, `last` and `head`, with that much of it trained; and those of `baselines.py`. Tasks with
-the same training cells share a model.
+The pretrained model must have seen no cell of a task, and not the labels of those that are to be few:
+`runs/pretrain.sh --without-tasks` leaves out every study that a task trains on or labels. Of each training study so
+many cells a type are drawn (0: all of them), the same ones for every method of a seed. Methods: `scratch`, evercell
+without pretraining; `pretrained`, trained from the base as by default; `all`, `last` and `head`, with that much of it
+trained; and those of `baselines.py`. Tasks with the same training cells share a model.
 
 Scores are those of `cross_study.py`; in a mean a family counts once. A row that is in the file is not run again.
 """

@@ -27,7 +27,7 @@ SAMPLED = 300
 LEAST_KNOWN = 0.25
 """Least share of the query's counts that a model has to know: of less, its labels rest on a corner of each cell."""
 
-CLOSE = 0.1
+CLOSE = 0.05
 """Scores that differ by less say the same. Then the model wins more of whose types the query shows: T cells of blood
 are T cells to a model of lungs as well, but little else of a lung is among them."""
 
