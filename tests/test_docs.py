@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from evercell.checkpoint import load
+from evercell.examples import load_example
 
 PAGE = Path(__file__).parents[1] / "docs" / "teach.md"
 Run = Callable[..., tuple[int, str, str]]
@@ -66,3 +67,24 @@ def test_the_page_runs_from_top_to_bottom(run: Run, tmp_path: Path, monkeypatch:
     assert (others["evercell"] == "endothelial").mean() < 0.05
     assert load(tmp_path / "private").bank.codes.size == 0
     assert len(pd.read_csv(tmp_path / "select.csv")) == 20
+
+
+def test_the_commands_of_the_models_page_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those that need a model of another project, or ONNX."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evercell.reporting.report._map_points", lambda *_, **__: (None, "There is no map in tests."))
+    load_example("tritschler_unseen")[::5].copy().write_h5ad("query.h5ad")
+    load_example("baron_stage1").write_h5ad("labelled.h5ad")
+    page = (PAGE.parent / "models.md").read_text(encoding="utf-8")
+    for line in (line.strip() for line in page.splitlines() if line.startswith("    evercell ")):
+        words = shlex.split(line)[1:]
+        if words[0] == "import" or "onnx" in words:
+            continue
+        if words[1].startswith("$("):
+            assert words == ["log", "$(evercell", "models", "path", "human-immune)"]
+            words = ["log", run("models", "path", "human-immune")[1].strip()]
+        short = ["--samples", "640", "--no-refit"] if words[0] == "train" else []
+        code, out, err = run(*words, *short)
+        assert code == 0, f"{line}\n{out}\n{err}"
+    assert load(tmp_path / "model").ledger.stages[0].facts["base"]
+    assert (tmp_path / "weights.csv").read_text().startswith("#")
