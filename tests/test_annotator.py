@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -141,9 +142,12 @@ def test_an_empty_bank_holds_nothing() -> None:
     assert bank.measured.shape == (0, 7)
 
 
-def test_a_pretrained_model_over_fewer_genes_says_of_these_what_it_said() -> None:
+@pytest.mark.parametrize("columns_of", [lambda n: np.arange(0, n, 3), lambda n: np.arange(n)[::-1]], ids=["few", "all"])
+def test_a_pretrained_model_over_fewer_genes_says_of_these_what_it_said(
+    columns_of: Callable[[int], np.ndarray],
+) -> None:
     base = ec.pretrain([synthetic_cells(120, seed=1)], settings=quick_pretraining())
-    columns = np.arange(0, len(base.vocabulary), 3)
+    columns = columns_of(len(base.vocabulary))
     smaller = base.over_genes(columns)
     counts = csr_matrix(np.random.default_rng(0).poisson(1.0, (6, len(columns))).astype(np.float32))
     placed = csr_matrix((6, len(base.vocabulary)), dtype=np.float32).tolil()

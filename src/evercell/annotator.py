@@ -185,17 +185,12 @@ class Annotator:
         """
         if len(self.types):
             raise ModelError(f"a model of {len(self.types)} cell types cannot lose genes", hint="take a pretrained one")
-        kept = torch.from_numpy(np.asarray(columns, dtype=np.int64))
+        kept = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.int64))
         with torch.random.fork_rng(devices=[]):
             backbone = type(self.backbone)(len(kept), n_bins=self.tokenizer.n_bins, **self.backbone.settings)
-        shapes = {name: array.shape for name, array in backbone.state_dict().items()}
-        state = {
-            name: array if array.shape == shapes[name] else array[kept]
-            for name, array in self.backbone.state_dict().items()
-        }
-        backbone.load_state_dict(state)
-        names, symbols = (tuple(of[i] for i in kept) for of in (self.vocabulary.names, self.vocabulary.symbols))
-        vocabulary = GeneVocabulary(names, symbols, self.vocabulary.species)
+        state = self.backbone.state_dict()
+        backbone.load_state_dict({n: array[kept] if n.startswith("gene_") else array for n, array in state.items()})
+        vocabulary = self.vocabulary.taken(columns)
         return replace(self, vocabulary=vocabulary, backbone=backbone.eval(), bank=empty_bank(len(kept)))
 
     def on(self, device: torch.device) -> Annotator:

@@ -220,11 +220,7 @@ def train(
             cells.taken(split.train), least_cells=settings.least_cells, variable_genes=settings.variable_genes
         )
         cells = cells.over_genes(columns)
-        vocabulary = GeneVocabulary(
-            tuple(vocabulary.names[i] for i in columns),
-            tuple(vocabulary.symbols[i] for i in columns),
-            vocabulary.species,
-        )
+        vocabulary = vocabulary.taken(columns)
     described = [describe(study) for study in studies]
     if state_folder is not None:  # a run on other data or settings is another run
         words = [described, settings.to_dict(), seed, base.fingerprint if base is not None else None]

@@ -113,6 +113,11 @@ class GeneVocabulary:
         new = [name for name in dict.fromkeys(map(str, names)) if name not in self._codes]
         return GeneVocabulary(self.names + tuple(new), self.symbols + tuple(map(current_symbol, new)), self.species)
 
+    def taken(self, columns: np.ndarray) -> GeneVocabulary:
+        """Only the genes `columns`, in that order."""
+        names, symbols = (tuple(of[i] for i in columns) for of in (self.names, self.symbols))
+        return GeneVocabulary(names, symbols, self.species)
+
     def to_text(self) -> str:
         """Text of ``genes.txt``: a header, then canonical name and symbol of one gene a line."""
         lines = [f"# evercell genes\tversion {FORMAT_VERSION}\t{self.species}"]

@@ -288,11 +288,7 @@ def _gathered(
         if settings.most_genes is not None and len(columns) > settings.most_genes:
             shares = (expressing / cells.sizes[:, None]).sum(axis=0)[columns]
             columns = np.sort(columns[np.argsort(-shares, kind="stable")[: settings.most_genes]])
-        vocabulary = GeneVocabulary(
-            tuple(vocabulary.names[i] for i in columns),
-            tuple(vocabulary.symbols[i] for i in columns),
-            vocabulary.species,
-        )
+        vocabulary = vocabulary.taken(columns)
     return vocabulary, cells.over_genes(columns, how["store"]), held_out.over_genes(columns, how["store"])
 
 

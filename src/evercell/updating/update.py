@@ -252,8 +252,7 @@ def _gathered(
     split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
     expressed = chosen_genes(cells.taken(split.train), least_cells=settings.least_cells, variable_genes=None)
     columns = np.union1d(np.arange(len(old.vocabulary)), expressed)
-    names, symbols = (tuple(all_of[i] for i in columns) for all_of in (vocabulary.names, vocabulary.symbols))
-    return cells.over_genes(columns), replace(vocabulary, names=names, symbols=symbols), split
+    return cells.over_genes(columns), vocabulary.taken(columns), split
 
 
 def _strategy(name: str) -> type[Strategy]:
