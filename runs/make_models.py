@@ -14,7 +14,6 @@ must move by for nine in ten of its rightly labelled cells to be kept is noted; 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -226,8 +225,7 @@ def card(model: ec.Annotator, summary: str, studies: list[Study]) -> str:
     """The card that the run writes, with what the annotator is for and where its cells come from."""
     lines = ["", "## Data and licences", "", "Model: MIT, as the package. Example cells in it: as their studies.", ""]
     lines += [f"- `{Path(study.file).name}`: {study.source}; {study.licence}" for study in studies]
-    text = model_card(model)
-    return text.replace("# Model card\n", f"# Model card\n\nSummary: {summary}.\n", 1) + "\n".join(lines) + "\n"
+    return model_card(model, summary=f"{summary}.") + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -243,15 +241,13 @@ def main() -> None:
     asked.output.mkdir(parents=True, exist_ok=True)
     if not (asked.output / "backbone").exists():
         halved = base.halved()
-        summary = "Summary: Pretrained on human and mouse cells of many tissues; for train --from and embed."
-        text = model_card(halved).replace("# Model card\n", f"# Model card\n\n{summary}\n", 1)
-        ec.save(halved, asked.output / "backbone", card=text)
+        summary = "Pretrained on human and mouse cells of many tissues; for train --from and embed."
+        ec.save(halved, asked.output / "backbone", card=model_card(halved, summary=summary))
     for name in asked.models:
         summary, studies = MODELS[name]
         print(name, file=sys.stderr, flush=True)
         model = made(base, studies, asked.data, seed=asked.seed)
-        shutil.rmtree(asked.output / name, ignore_errors=True)
-        ec.save(model, asked.output / name, card=card(model, summary, studies))
+        ec.save(model, asked.output / name, card=card(model, summary, studies), overwrite=True)
 
 
 if __name__ == "__main__":

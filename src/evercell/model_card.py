@@ -6,19 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evercell import __version__
+from evercell.registry import SUMMARY
 
 if TYPE_CHECKING:
     from evercell.annotator import Annotator
 
 
-def model_card(model: Annotator) -> str:
-    """Text of the card, from the model and the last stage of its ledger."""
+def model_card(model: Annotator, *, summary: str = "") -> str:
+    """Text of the card, from the model and the last stage of its ledger; `summary` is what lists of models show."""
     facts: Mapping[str, Any] = model.ledger.stages[-1].facts if len(model.ledger) else {}
     kinds = f"{len(model.types)} cell types" if len(model.types) else "no cell types: pretrained only"
     genes = f"{len(model.vocabulary):,} {model.vocabulary.species} genes"
     lines = [
         "# Model card",
         "",
+        *([f"{SUMMARY}{summary}", ""] if summary else []),
         f"Written by evercell {__version__}. {kinds}, {genes}, `{model.backbone.name}` backbone, "
         f"{len(model.ledger)} stage{'s' * (len(model.ledger) != 1)}.",
         "",
