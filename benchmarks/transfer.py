@@ -138,7 +138,8 @@ def main() -> None:
         if base is None and set(asked.methods) & {"pretrained", *DEPTHS}:
             parser.error("name the pretrained model with --base")
         run(asked, base)
-    print(table(pd.read_csv(path)))
+    rows = pd.read_csv(path)
+    print(table(rows[rows["seed"].isin(asked.seeds)]))
 
 
 def run(asked: argparse.Namespace, base: ec.Annotator | None) -> None:
