@@ -7,7 +7,7 @@ import torch
 
 from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
-from evercell.linear import logistic_regression, sampled
+from evercell.linear import alike, logistic_regression, sampled
 from evercell.tokenizers import View
 from evercell.training_cells import TrainingCells
 
@@ -37,11 +37,12 @@ def fit_head(model: Annotator, cells: TrainingCells, augmentation: Augmentation,
         found.append(seen)
     features, codes = np.concatenate(found), np.tile(codes, len(found))
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-    n_types = model.head.n_types
-    sizes = np.bincount(codes, minlength=n_types)[codes]
-    weights = len(codes) / (len(np.unique(codes)) * sizes)
     weight, bias = logistic_regression(
-        (features - mean) / spread, codes, n_types=n_types, strength=STRENGTH, weights=weights
+        (features - mean) / spread,
+        codes,
+        n_types=model.head.n_types,
+        strength=STRENGTH,
+        weights=alike(codes, codes),
     )
     weight = weight / spread[:, None]
     with torch.no_grad():

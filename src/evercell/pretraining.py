@@ -226,7 +226,7 @@ def pretrain(
             },
         }
         vocabulary, cells, held_out = _gathered(
-            studies, rows, settings, base, {"species": species, "column": gene_column, "store": place}
+            studies, rows, settings, base, {"species": species, "column": gene_column}, place
         )
         del studies
         where = choose_device(device)
@@ -272,14 +272,15 @@ def _gathered(
     settings: PretrainingSettings,
     base: Annotator | None,
     how: Mapping[str, Any],
+    store: Path | None,
 ) -> tuple[GeneVocabulary, PretrainingCells, PretrainingCells]:
     """Vocabulary, cells to train on, cells held out. The genes are chosen on the cells to train on."""
     if base is not None:
         vocabulary = base.vocabulary
     else:
         trained_on = [study for study, part in zip(studies, rows[0], strict=True) if len(part)]
-        vocabulary = shared_vocabulary(trained_on, settings.vocabulary, species=how["species"], column=how["column"])
-    cells, held_out = (gathered(studies, part, vocabulary, **how) for part in rows)
+        vocabulary = shared_vocabulary(trained_on, settings.vocabulary, **how)
+    cells, held_out = (gathered(studies, part, vocabulary, store=store, **how) for part in rows)
     columns = np.arange(len(vocabulary))
     if base is None:
         least = min(settings.least_cells, max(int(cells.sizes.sum()) // 10, 1))
@@ -289,7 +290,7 @@ def _gathered(
             shares = (expressing / cells.sizes[:, None]).sum(axis=0)[columns]
             columns = np.sort(columns[np.argsort(-shares, kind="stable")[: settings.most_genes]])
         vocabulary = vocabulary.taken(columns)
-    return vocabulary, cells.over_genes(columns, how["store"]), held_out.over_genes(columns, how["store"])
+    return vocabulary, cells.over_genes(columns, store), held_out.over_genes(columns, store)
 
 
 def _new(vocabulary: GeneVocabulary, settings: PretrainingSettings, base: Annotator | None, seed: int) -> Annotator:

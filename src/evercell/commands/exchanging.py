@@ -92,13 +92,13 @@ def celltypist(
     It gives CellTypist's labels and can be updated. No cell comes with it, so no cell is called Unknown until then.
     """
     check_model_output(output, overwrite=overwrite)
-    from evercell.importing import import_celltypist
+    from evercell.importing.celltypist import WARNING, import_celltypist
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         model = import_celltypist(file, trust_pickle=trust_pickle, species=species)
     for one in caught:
-        if "pickle" in str(one.message):
+        if WARNING in str(one.message):  # other libraries warn of what a user cannot act on
             context.obj.warning(str(one.message))
     _saved(model, output, context.obj, overwrite=overwrite, as_json=as_json)
 

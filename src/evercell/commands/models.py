@@ -23,30 +23,19 @@ if TYPE_CHECKING:
 Directory = Annotated[Path, typer.Argument(metavar="NAME|DIR", help="Name or directory of a model.")]
 
 
-def model_folder(name: str) -> Path:
-    """Directory of the model that `--model` or `--from` names.
-
-    Raises
-    ------
-    ModelError
-        If there is none.
-    """
-    return find(name)
-
-
 def check_model(name: str) -> None:
     """Whether there is the model that `--model` names, or for `auto` one to choose: said before files are read."""
     if name == AUTO:
         with_types()
     else:
-        model_folder(name)
+        find(name)
 
 
 def load_model(name: str, console: Console) -> Annotator:
     """The model that `--model` or `--from` names."""
     from evercell.checkpoint import load
 
-    path = model_folder(name)
+    path = find(name)
     model = load(path)
     genes = f"{len(model.vocabulary):,} {model.vocabulary.species} genes"
     called = f"`{path}`" if path == Path(name) else f"`{name}` in `{path.parent}`"
@@ -94,7 +83,7 @@ def log(context: typer.Context, directory: Directory, as_json: Json = False) -> 
     """
     from evercell.ledger import Ledger
 
-    file = model_folder(str(directory)) / "ledger.jsonl"
+    file = find(str(directory)) / "ledger.jsonl"
     if not file.is_file():
         raise ModelError(f"`{directory}` is no model: it has no ledger.jsonl", hint="give the directory of a model")
     ledger = Ledger.from_text(file.read_text(encoding="utf-8"), name=str(file))
@@ -137,7 +126,7 @@ def verify(context: typer.Context, directory: Directory, as_json: Json = False) 
     from evercell.checkpoint import FILES, is_model, load, load_stage, stages_kept
 
     console: Console = context.obj
-    path = model_folder(str(directory))
+    path = find(str(directory))
     if not is_model(path):
         raise ModelError(f"`{path}` is no model: it has no annotator.json", hint="give the directory of a model")
     try:

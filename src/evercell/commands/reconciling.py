@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from evercell.commands.console import Console, examples
-from evercell.commands.models import load_model, model_folder
+from evercell.commands.models import load_model
 from evercell.commands.options import GeneColumn, Json, Labelled, Layer, Overwrite, Species
 from evercell.commands.paths import check_file_output, file_names, read_file
 from evercell.errors import LabelsError
 from evercell.model_card import table as text_table
+from evercell.registry import find
 
 
 def reconcile(
@@ -40,7 +41,7 @@ def reconcile(
     from evercell.updating.settlement import OPEN, label_table
 
     console: Console = context.obj
-    model_folder(model)
+    find(model)
     check_file_output(output, (".csv", ".tsv"))
     if output.exists() and not overwrite:
         raise LabelsError(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evercell.commands.console import Console, examples
-from evercell.commands.models import Directory, load_model, model_folder
+from evercell.commands.models import Directory, load_model
 from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Seed, Species
 from evercell.commands.paths import check_model_output, file_names, read_file
 from evercell.commands.training import Bank, Batch, Donor, Output, Resume, Run, Samples
 from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.model_card import score_table, table
+from evercell.registry import find
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -136,7 +137,7 @@ def update(
         state_folder=resume,
         shown=console.shown,
     )
-    facts = run.saved(new, previous=model_folder(model))
+    facts = run.saved(new, previous=find(model))
     for row in facts["labels"]:
         if row["by"] not in ("exact", "") and row["label"] != row["to"]:
             console.note(f"label `{row['label']}` is `{row['to']}` ({row['by']})")
@@ -260,7 +261,7 @@ def revert(
 
     console: Console = context.obj
     check_model_output(output, overwrite=overwrite)
-    model = revert_model(model_folder(str(directory)), stage, output, overwrite=overwrite)
+    model = revert_model(find(str(directory)), stage, output, overwrite=overwrite)
     facts = {"model": output, "stage": stage, "fingerprint": model.fingerprint, "types": model.types.names}
     console.result(f"{output}: stage {stage}, {len(model.types):,} cell types", facts, as_json=as_json)
 
@@ -278,7 +279,7 @@ def bisect(
     """
     from evercell.ledger import Ledger
 
-    file = model_folder(str(directory)) / "ledger.jsonl"
+    file = find(str(directory)) / "ledger.jsonl"
     if not file.is_file():
         raise ModelError(f"`{directory}` is no model: it has no ledger.jsonl", hint="give the directory of a model")
     ledger = Ledger.from_text(file.read_text(encoding="utf-8"), name=str(file))
