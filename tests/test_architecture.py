@@ -43,7 +43,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "classification",
         "pretraining_cells",
     ),
-    ("pretraining", "pretraining_objective", "finetuning", "updating", "frozen_head", "importing", "exporting"),
+    ("pretraining", "pretraining_objective", "finetuning", "updating", "presets", "frozen_head", "importing", "exporting"),
     ("discovery", "explaining"),
     ("reporting", "model_card"),
     ("serving", "cli", "__main__", "commands", "demo", "doctor"),

@@ -67,7 +67,7 @@ def test_sampling_weights_balance_the_types_of_each_study() -> None:
         return [float(weights[part].sum()) for part in (slice(0, 16), slice(16, 20), slice(20, 29))]
 
     assert share("sqrt") == pytest.approx([4 / 9, 2 / 9, 3 / 9])
-    assert share("equal") == pytest.approx([1 / 3] * 3)
+    assert share("oversample") == pytest.approx([1 / 3] * 3)
     assert share("none") == pytest.approx([16 / 29, 4 / 29, 9 / 29])
 
 

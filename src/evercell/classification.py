@@ -57,8 +57,12 @@ def classification_loss(
     training: TrainingSettings,
     augmentation: Augmentation,
     penalty: Callable[[Batch], Tensor | None] | None = None,
+    loss_weights: np.ndarray | None = None,
 ) -> Callable[[np.random.Generator], Tensor]:
-    """Cross-entropy with label smoothing on random views of randomly drawn cells, and what a strategy adds to it."""
+    """Cross-entropy with label smoothing on random views of randomly drawn cells, and what a strategy adds to it.
+
+    `weights` (N,) say how often a cell is drawn, `loss_weights` (N,) what it counts then; None: all alike.
+    """
     measured, device = cells.measured_by_any, model.device
     cumulative = np.cumsum(weights)
 
@@ -68,7 +72,14 @@ def classification_loss(
         representation = model.backbone(model.tokenizer.tokenize(view).to(device))
         logits = model.head.member_logits(representation, model.backbone.members)  # (B, S, K)
         codes = torch.from_numpy(cells.codes[rows]).to(device).unsqueeze(1).expand(logits.shape[:2])
-        value = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), label_smoothing=training.label_smoothing)
+        logits_of_members, codes = logits.flatten(0, 1), codes.flatten()
+        if loss_weights is None:
+            value = F.cross_entropy(logits_of_members, codes, label_smoothing=training.label_smoothing)
+        else:
+            each = F.cross_entropy(
+                logits_of_members, codes, label_smoothing=training.label_smoothing, reduction="none"
+            ).unflatten(0, logits.shape[:2])  # (B, S)
+            value = (torch.from_numpy(loss_weights[rows]).to(each).unsqueeze(1) * each).mean()
         more = None if penalty is None else penalty(Batch(rows, view, representation, logits))
         return value if more is None else value + more
 

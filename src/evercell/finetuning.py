@@ -43,6 +43,7 @@ from evercell.tokenizers import TOKENIZERS, Tokenizer, View
 from evercell.training import History, TrainingSettings, choose_device, fit, seeded
 from evercell.training_cells import (
     TrainingCells,
+    check_balance,
     chosen_genes,
     describe,
     gather,
@@ -77,7 +78,9 @@ class ModelSettings:
     least_cells
         A gene must be expressed in this many training cells.
     balance
-        How training cells are drawn: ``sqrt``, ``equal`` or ``none``.
+        How rare types are helped: cells drawn by the root of the size of their type (``sqrt``), each type as often
+        (``oversample``), each cell as often (``none``), or so with a loss in which every type counts alike
+        (``weights``). Only training cells are drawn again: the held-out ones are set aside first.
     held_out
         Share of cells held out to stop early, calibrate and report on.
     refit
@@ -111,8 +114,7 @@ class ModelSettings:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        if self.balance not in ("sqrt", "equal", "none"):
-            raise SettingsError(f"balance must be sqrt, equal or none, not `{self.balance}`")
+        check_balance(self.balance)
         if self.finetune not in FINETUNE:
             raise SettingsError(f"finetune must be one of {', '.join(FINETUNE)}, not `{self.finetune}`")
         if self.finetune == "head" and self.hidden:
@@ -352,8 +354,15 @@ class _Maker:
             model.backbone.requires_grad_(False)
             for layer in model.backbone.last_layers():
                 layer.requires_grad_(True)
-        weights = cells.sampling_weights(self.settings.balance)
-        loss = classification_loss(model, cells, weights, training=training, augmentation=self.settings.augmentation)
+        balance = self.settings.balance
+        loss = classification_loss(
+            model,
+            cells,
+            cells.sampling_weights(balance),
+            training=training,
+            augmentation=self.settings.augmentation,
+            loss_weights=cells.loss_weights(balance),
+        )
         validate = None
         if held_out is not None:
             validate = held_out_loss(model, held_out)

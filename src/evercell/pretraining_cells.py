@@ -193,6 +193,11 @@ def cell_files(data: Sequence[Any]) -> list[Any]:
     return list(reversed(once.values()))
 
 
+def n_cells_of(files: Sequence[Any]) -> int:
+    """Number of cells of files and folders, before they are read for good."""
+    return sum(read_cells(file, backed=file.suffix == ".h5ad").n_obs for file in cell_files(files))
+
+
 def read_for_pretraining(
     data: Sequence[Any],
     *,

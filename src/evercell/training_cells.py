@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+BALANCES = ("sqrt", "oversample", "weights", "none")
+
+
+def check_balance(balance: str) -> None:
+    """Refuse a way of balancing types that there is not."""
+    if balance not in BALANCES:
+        raise SettingsError(f"there is no balance `{balance}`", hint=f"choose one of: {', '.join(BALANCES)}")
+
+
 @dataclass(frozen=True)
 class TrainingCells:
     """Labelled cells over a model's genes.
@@ -72,14 +81,28 @@ class TrainingCells:
     def sampling_weights(self, balance: str) -> np.ndarray:
         """Probability with which each cell is drawn in training (N,).
 
-        ``sqrt`` draws the types of each study in proportion to the root of their number of cells, ``equal`` each type
-        as often, ``none`` each cell as often.
+        ``sqrt`` draws the types of each study in proportion to the root of their number of cells, ``oversample`` each
+        type as often, so that cells of rare types come again and again, ``weights`` and ``none`` each cell as often.
         """
-        kinds = kinds_of(self.codes, self.studies)
-        sizes = np.bincount(kinds)[kinds].astype(np.float64)
-        weight = {"sqrt": sizes**-0.5, "equal": sizes**-1.0, "none": np.ones(len(self))}[balance]
+        weight = self._kind_sizes() ** {"sqrt": -0.5, "oversample": -1.0, "weights": 0.0, "none": 0.0}[balance]
         found: np.ndarray = weight / weight.sum()
         return found
+
+    def loss_weights(self, balance: str) -> np.ndarray | None:
+        """What each cell counts in the loss (N,), 1 on the mean; None where all count alike.
+
+        With ``weights`` every type of a study counts as much in all, whatever its number of cells.
+        """
+        if balance != "weights":
+            return None
+        weight = 1.0 / self._kind_sizes()
+        found: np.ndarray = weight / weight.mean()
+        return found
+
+    def _kind_sizes(self) -> np.ndarray:
+        """Number of cells of the type of each cell in its study (N,)."""
+        kinds = kinds_of(self.codes, self.studies)
+        return np.bincount(kinds)[kinds].astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from evercell.annotator import Annotator
     from evercell.finetuning import ModelSettings
+    from evercell.presets import Preset
     from evercell.pretraining import PretrainingSettings
 
 Settings = TypeVar("Settings", "ModelSettings", "PretrainingSettings")
@@ -55,6 +56,22 @@ Bank = Annotated[
 Base = Annotated[
     str | None, typer.Option("--from", metavar="MODEL", help="Start from the genes and the backbone of this model.")
 ]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="canal|scbert|transanno",
+        help="The hyper-parameters of a published system; other options still count.",
+    ),
+]
+Balance = Annotated[
+    str | None,
+    typer.Option(
+        "--balance",
+        metavar="NAME",
+        help="How rare types are helped: sqrt (default), oversample, weights or none. Training cells only.",
+    ),
+]
 Resume = Annotated[
     Path | None,
     typer.Option("--resume", metavar="FOLDER", help="Keep the state of the run here; the same call takes it up again."),
@@ -71,13 +88,15 @@ def train(
     batch: Batch = None,
     base: Base = None,
     finetune: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--finetune",
             metavar="all|last|head",
             help="With --from, what is trained: all weights; the last block and the head; or, in seconds, the head.",
         ),
-    ] = "all",
+    ] = None,
+    preset: PresetName = None,
+    balance: Balance = None,
     layer: Layer = None,
     species: Species = "auto",
     gene_column: GeneColumn = None,
@@ -87,8 +106,9 @@ def train(
     backbone: Backbone = None,
     backbone_setting: BackboneSetting = None,
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Train once more on all cells, held-out ones included.")
-    ] = True,
+        bool | None,
+        typer.Option("--refit/--no-refit", help="Train once more on all cells, held-out ones included (default)."),
+    ] = None,
     bank: Bank = "cells",
     device: Device = "auto",
     report: Report = None,
@@ -103,19 +123,30 @@ def train(
     """
     from evercell.finetuning import ModelSettings, settings_for
     from evercell.finetuning import train as train_model
+    from evercell.training_cells import check_balance
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     console = run.console
     if report is not None:
         check_file_output(report, (".html",), option="--report")
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
-    if base is None and finetune != "all":
+    if base is None and finetune not in (None, "all"):
         raise SettingsError(f"--finetune {finetune} needs a pretrained model", hint="name one with --from")
-    asked.over(ModelSettings())  # a wrong name is told before a model is read
+    published = asked_preset(preset, console)
+    # Wrong names are told before a model is read.
+    asked.over(ModelSettings() if published is None else published.model)
+    if balance is not None:
+        check_balance(balance)
     names = file_names(files)
     given = asked.model(console)
-    settings = replace(asked.over(settings_for(given)), refit=refit, finetune=finetune)
     adatas = [read_file(file, console, layer=layer) for file in files]
+    settings = settings_for(given)
+    if published is not None:
+        settings = published.over(sum(adata.n_obs for adata in adatas)).model
+        if given is None:  # a new backbone has no layer that could be left as it is
+            settings = replace(settings, finetune="all")
+    asked_for = {"refit": refit, "finetune": finetune, "balance": balance}
+    settings = replace(asked.over(settings), **{name: one for name, one in asked_for.items() if one is not None})
     if donor is not None and batch is not None:
         console.note(f"whole donors (`{donor}`) are held out; the batches in `{batch}` are not needed")
     model = train_model(
@@ -161,6 +192,7 @@ def pretrain(
         typer.Option("--held-out", metavar="NAME", help="Name of a file, without suffix, to hold out. Repeatable."),
     ] = None,
     base: Base = None,
+    preset: PresetName = None,
     layer: Layer = None,
     species: Species = "auto",
     gene_column: GeneColumn = None,
@@ -186,10 +218,14 @@ def pretrain(
     """
     from evercell.pretraining import PretrainingSettings
     from evercell.pretraining import pretrain as pretrain_model
+    from evercell.pretraining_cells import n_cells_of
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
-    settings = replace(PretrainingSettings(), held_out_studies=tuple(held_out or ()))
+    settings = PretrainingSettings()
+    if (published := asked_preset(preset, run.console)) is not None:
+        settings = published.over(n_cells_of(files)).pretraining
+    settings = replace(settings, held_out_studies=tuple(held_out or ()))
     model = pretrain_model(
         files,
         labels,
@@ -230,6 +266,19 @@ COMMANDS = {
         "evercell pretrain first.h5ad second.h5ad --output pretrained --resume state",
     ),
 }
+
+
+def asked_preset(name: str | None, console: Console) -> Preset | None:
+    """The preset of that name, with a word about what is not as in the paper; None for None."""
+    if name is None:
+        return None
+    from evercell.presets import preset
+
+    found = preset(name)
+    console.note(f"settings of {found.source}; not as there:")
+    for one in found.differs:
+        console.note(f"  {one}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from evercell.commands.console import Console, examples
 from evercell.commands.models import Directory, load_model
 from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Seed, Species
 from evercell.commands.paths import check_model_output, file_names, read_file
-from evercell.commands.training import Bank, Batch, Donor, Output, Resume, Run, Samples
+from evercell.commands.training import Bank, Batch, Donor, Output, PresetName, Resume, Run, Samples, asked_preset
 from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.model_card import score_table, table
 from evercell.registry import find
@@ -67,11 +67,14 @@ def update(
         int | None, typer.Option("--bank-size", metavar="N", help="Example cells kept afterwards, of all types.")
     ] = None,
     selection: Annotated[
-        str, typer.Option("--selection", metavar="NAME", help="Which cells: herding, random, nearest or kcentre.")
-    ] = "herding",
+        str | None,
+        typer.Option("--selection", metavar="NAME", help="Which cells: herding (default), random, nearest or kcentre."),
+    ] = None,
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Train once more on all new cells, held-out ones included.")
-    ] = False,
+        bool | None,
+        typer.Option("--refit/--no-refit", help="Train once more on all new cells, held-out ones included."),
+    ] = None,
+    preset: PresetName = None,
     donor: Donor = None,
     batch: Batch = None,
     layer: Layer = None,
@@ -95,9 +98,8 @@ def update(
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     console = run.console
     chosen = STRATEGIES[strategy].name
-    settings = UpdateSettings(selection=selection, refit=refit)
-    if samples is not None:
-        settings = replace(settings, training=replace(settings.training, samples=samples))
+    settings = UpdateSettings()
+    published = asked_preset(preset, console)
     names = file_names(files)
     if (labels is None) == (accept is None):
         raise SettingsError(
@@ -111,6 +113,12 @@ def update(
         )
     old = load_model(model, console)
     adatas = [read_file(file, console, layer=layer) for file in files]
+    if published is not None:
+        settings = published.over(sum(adata.n_obs for adata in adatas)).update
+    asked_for = {"selection": selection, "refit": refit}
+    settings = replace(settings, **{name: one for name, one in asked_for.items() if one is not None})
+    if samples is not None:
+        settings = replace(settings, training=replace(settings.training, samples=samples))
     meanings: Path | Mapping[str, str] | None = mapping
     if accept is not None:
         adatas, meanings = _accepted(adatas[0], accept, old, console, name=names[0])

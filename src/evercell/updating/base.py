@@ -22,7 +22,7 @@ from evercell.linear import LinearModel, linear_member
 from evercell.sketches import Sketch
 from evercell.tokenizers import View
 from evercell.training import TrainingSettings
-from evercell.training_cells import TrainingCells
+from evercell.training_cells import TrainingCells, check_balance
 from evercell.updating.recall import drawn_sums, followed
 
 
@@ -38,7 +38,8 @@ class UpdateSettings:
         Random views of training cells; None takes those that the model was made with.
     replay
         Least share of the training draws that are cells of the bank (or made up from sketches), see `replayed`; also
-        the weight of what the head learns of representations drawn from sketches.
+        the weight of what the head learns of representations drawn from sketches. 0 draws every cell of bank and new
+        data as often, as CANAL does.
     distillation
         Weight of keeping the old representation (CANAL's lambda).
     trained
@@ -48,7 +49,7 @@ class UpdateSettings:
     bank
         Size of the bank afterwards; None keeps the size that the model was made with.
     balance
-        How cells of the new data set are drawn: ``sqrt``, ``equal`` or ``none``.
+        How cells of the new data set are drawn: ``sqrt``, ``oversample`` or ``none``, see `ModelSettings`.
     held_out
         Share of the new cells held out to stop early, calibrate and report on.
     refit
@@ -78,15 +79,16 @@ class UpdateSettings:
     least_cells: int = 3
 
     def __post_init__(self) -> None:
-        if self.balance not in ("sqrt", "equal", "none"):
-            raise SettingsError(f"balance must be sqrt, equal or none, not `{self.balance}`")
+        check_balance(self.balance)
+        if self.balance == "weights":
+            raise SettingsError("an update draws cells, it weights none", hint="choose sqrt, oversample or none")
         if self.selection not in SELECTIONS:
             raise SettingsError(
                 f"there is no selection `{self.selection}`", hint=f"choose one of: {', '.join(SELECTIONS)}"
             )
         if self.trained not in ("everything", "last layers"):
             raise SettingsError(f"trained must be `everything` or `last layers`, not `{self.trained}`")
-        if not 0 < self.held_out < 1 or not 0 < self.replay < 1:
+        if not 0 < self.held_out < 1 or not 0 <= self.replay < 1:
             raise SettingsError(f"held_out and replay must lie between 0 and 1, not {self.held_out} and {self.replay}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,7 +231,12 @@ def joined_cells(first: TrainingCells, second: TrainingCells) -> TrainingCells:
 
 
 def replay_share(bank: ExampleBank, settings: UpdateSettings) -> float:
-    """Share of the draws that are of the bank: that of the earlier stages among all, `settings.replay` at least."""
+    """Share of the draws that are of the bank: that of the earlier stages among all, `settings.replay` at least.
+
+    0 with `settings.replay` 0: then no share is kept to.
+    """
+    if settings.replay == 0:
+        return 0.0
     n_earlier = len(np.unique(bank.stages))
     return max(settings.replay, n_earlier / (n_earlier + 1))
 
@@ -243,12 +250,13 @@ def replayed(stage: StageContext) -> StageCells:
     fresh = new.sampling_weights(stage.settings.balance)
     if not len(bank):
         return StageCells(new, fresh)
+    both = joined_cells(of_bank(bank), new)
+    if stage.settings.replay == 0:
+        return StageCells(both, both.sampling_weights("none"))
     kinds = kinds_of(bank.codes, bank.stages)
     again = 1.0 / np.bincount(kinds)[kinds]
     share = replay_share(bank, stage.settings)
-    return StageCells(
-        joined_cells(of_bank(bank), new), np.concatenate([share * again / again.sum(), (1.0 - share) * fresh])
-    )
+    return StageCells(both, np.concatenate([share * again / again.sum(), (1.0 - share) * fresh]))
 
 
 def refilled(stage: StageContext, *, sums: RunningSums | None) -> Annotator:

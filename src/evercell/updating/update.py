@@ -289,7 +289,7 @@ def _attempts(
     found = [(strategy, settings)]
     if force or strategy == LinearStrategy.name:
         return found
-    safer = replace(settings, replay=min(2 * settings.replay, MOST_REPLAY))
+    safer = replace(settings, replay=min(2 * settings.replay or UpdateSettings().replay, MOST_REPLAY))
     # A bank of many stages has that share of the draws already: the same training would come out the same.
     more = old.sketch is not None or replay_share(old.bank, safer) > replay_share(old.bank, settings)
     if STRATEGIES[strategy].replays and more:
