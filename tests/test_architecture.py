@@ -15,7 +15,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own row and from the rows above it; imports between modules of one row make no ring.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "plugins", "progress", "threads"),
+    ("errors", "plugins", "progress", "threads", "distributed"),
     (
         "gene_names",
         "genes",
@@ -32,7 +32,6 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("backbones", "heads", "linear", "discriminant", "masking", "rejection", "type_targets"),
     ("annotator", "checkpoint", "ledger", "registry"),
     (
-        "distributed",
         "batching",
         "adaptation",
         "training",
@@ -43,7 +42,16 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "classification",
         "pretraining_cells",
     ),
-    ("pretraining", "pretraining_objective", "finetuning", "updating", "presets", "frozen_head", "importing", "exporting"),
+    (
+        "pretraining",
+        "pretraining_objective",
+        "finetuning",
+        "updating",
+        "presets",
+        "frozen_head",
+        "importing",
+        "exporting",
+    ),
     ("discovery", "explaining"),
     ("reporting", "model_card"),
     ("serving", "cli", "__main__", "commands", "demo", "doctor"),

@@ -7,7 +7,6 @@ the figure of the paper's own code.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,8 +161,8 @@ def _scbert() -> Preset:
 
 
 def _canal() -> Preset:
-    """Published batch sizes are not stated; 64 is taken."""
-    training = _training(2e-4, batch=64, epochs=100, patience=10, smoothing=0.1)
+    """Batch size and epochs are those of its published class; they are not in the paper."""
+    training = _training(2e-4, batch=14, epochs=100, patience=10, smoothing=0.1)
     model = _model(
         training, variable_genes=1000, hidden=(128, 64), finetune="last", balance="none", bank=1000, rejector="canal"
     )

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from evercell.finetuning import ModelSettings
     from evercell.presets import Preset
     from evercell.pretraining import PretrainingSettings
+    from evercell.updating import UpdateSettings
 
 Settings = TypeVar("Settings", "ModelSettings", "PretrainingSettings")
+AnySettings = TypeVar("AnySettings", "ModelSettings", "UpdateSettings")
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Directory of the model to be made.")]
 Samples = Annotated[
     int | None, typer.Option("--samples", metavar="N", help="Training cells drawn in all, with repeats.")
@@ -72,6 +74,10 @@ Balance = Annotated[
         help="How rare types are helped: sqrt (default), oversample, weights or none. Training cells only.",
     ),
 ]
+Batches = Annotated[
+    int | None,
+    typer.Option("--batches-a-step", metavar="K", help="Batches whose mean gradient is a step; processes share them."),
+]
 Resume = Annotated[
     Path | None,
     typer.Option("--resume", metavar="FOLDER", help="Keep the state of the run here; the same call takes it up again."),
@@ -102,6 +108,7 @@ def train(
     gene_column: GeneColumn = None,
     seed: Seed = 0,
     samples: Samples = None,
+    batches_a_step: Batches = None,
     tokenizer: Tokenizer = None,
     backbone: Backbone = None,
     backbone_setting: BackboneSetting = None,
@@ -121,6 +128,7 @@ def train(
     A part of the cells, whole donors where they are named, is held out to calibrate and to score the model and a linear
     baseline on.
     """
+    from evercell.distributed import together
     from evercell.finetuning import ModelSettings, settings_for
     from evercell.finetuning import train as train_model
     from evercell.training_cells import check_balance
@@ -145,26 +153,29 @@ def train(
         settings = published.over(sum(adata.n_obs for adata in adatas)).model
         if given is None:  # a new backbone has no layer that could be left as it is
             settings = replace(settings, finetune="all")
-    asked_for = {"refit": refit, "finetune": finetune, "balance": balance}
-    settings = replace(asked.over(settings), **{name: one for name, one in asked_for.items() if one is not None})
+    settings = given_over(asked.over(settings), refit=refit, finetune=finetune, balance=balance)
     if donor is not None and batch is not None:
         console.note(f"whole donors (`{donor}`) are held out; the batches in `{batch}` are not needed")
-    model = train_model(
-        adatas,
-        labels,
-        groups=donor if donor is not None else batch,
-        base=given,
-        settings=settings,
-        bank=bank,
-        seed=seed,
-        names=names,
-        layer=layer,
-        species=species,
-        gene_column=gene_column,
-        device=device,
-        state_folder=resume,
-        shown=console.shown,
-    )
+    settings = in_batches(settings, batches_a_step)
+    with together(device, batches=settings.training.batches_a_step) as process:
+        model = train_model(
+            adatas,
+            labels,
+            groups=donor if donor is not None else batch,
+            base=given,
+            settings=settings,
+            bank=bank,
+            seed=seed,
+            names=names,
+            layer=layer,
+            species=species,
+            gene_column=gene_column,
+            device=device,
+            state_folder=resume,
+            shown=console.shown,
+        )
+    if not process.first:
+        return
     facts = run.saved(model)
     if report is not None:
         training_report(model, joined_cells(adatas, names, layer=layer), report, console, device=device)
@@ -198,6 +209,7 @@ def pretrain(
     gene_column: GeneColumn = None,
     seed: Seed = 0,
     samples: Samples = None,
+    batches_a_step: Batches = None,
     tokenizer: Tokenizer = None,
     backbone: Backbone = None,
     backbone_setting: BackboneSetting = None,
@@ -216,6 +228,7 @@ def pretrain(
     views of a cell are told from those of others and, where labels are named, types from those of the same study. A
     part of the cells, whole files where there are at least four, is held out to score it on.
     """
+    from evercell.distributed import together
     from evercell.pretraining import PretrainingSettings
     from evercell.pretraining import pretrain as pretrain_model
     from evercell.pretraining_cells import n_cells_of
@@ -226,21 +239,25 @@ def pretrain(
     if (published := asked_preset(preset, run.console)) is not None:
         settings = published.over(n_cells_of(files)).pretraining
     settings = replace(settings, held_out_studies=tuple(held_out or ()))
-    model = pretrain_model(
-        files,
-        labels,
-        settings=asked.over(settings),
-        seed=seed,
-        base=asked.model(run.console),
-        groups=donor if donor is not None else batch,
-        species=species,
-        gene_column=gene_column,
-        layer=layer,
-        device=device,
-        state_folder=resume,
-        store=store,
-        shown=run.console.shown,
-    )
+    settings = in_batches(asked.over(settings), batches_a_step)
+    with together(device, batches=settings.training.batches_a_step) as process:
+        model = pretrain_model(
+            files,
+            labels,
+            settings=settings,
+            seed=seed,
+            base=asked.model(run.console),
+            groups=donor if donor is not None else batch,
+            species=species,
+            gene_column=gene_column,
+            layer=layer,
+            device=device,
+            state_folder=resume,
+            store=store,
+            shown=run.console.shown,
+        )
+    if not process.first:
+        return
     facts = run.saved(model)
     metrics = facts["metrics"]
     words = {
@@ -279,6 +296,18 @@ def asked_preset(name: str | None, console: Console) -> Preset | None:
     for one in found.differs:
         console.note(f"  {one}")
     return found
+
+
+def given_over(settings: AnySettings, **options: Any) -> AnySettings:
+    """Settings with the options that were given; those that are None keep what the settings say."""
+    return replace(settings, **{name: one for name, one in options.items() if one is not None})
+
+
+def in_batches(settings: Settings, batches: int | None) -> Settings:
+    """Settings with steps of so many batches; as they are for None."""
+    if batches is None:
+        return settings
+    return replace(settings, training=replace(settings.training, batches_a_step=batches))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,18 @@ from evercell.commands.console import Console, examples
 from evercell.commands.models import Directory, load_model
 from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Seed, Species
 from evercell.commands.paths import check_model_output, file_names, read_file
-from evercell.commands.training import Bank, Batch, Donor, Output, PresetName, Resume, Run, Samples, asked_preset
+from evercell.commands.training import (
+    Bank,
+    Batch,
+    Donor,
+    Output,
+    PresetName,
+    Resume,
+    Run,
+    Samples,
+    asked_preset,
+    given_over,
+)
 from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.model_card import score_table, table
 from evercell.registry import find
@@ -115,8 +126,7 @@ def update(
     adatas = [read_file(file, console, layer=layer) for file in files]
     if published is not None:
         settings = published.over(sum(adata.n_obs for adata in adatas)).update
-    asked_for = {"selection": selection, "refit": refit}
-    settings = replace(settings, **{name: one for name, one in asked_for.items() if one is not None})
+    settings = given_over(settings, selection=selection, refit=refit)
     if samples is not None:
         settings = replace(settings, training=replace(settings.training, samples=samples))
     meanings: Path | Mapping[str, str] | None = mapping
