@@ -56,7 +56,7 @@ COLUMNS = [
 ]
 LEAST_CELLS = 5
 PAPER = "canal-paper"
-PAPER_EPOCHS = 15
+PAPER_EPOCHS = 8
 STRATEGIES = ("default", "canal", "replay", "analytic", "lwf", "ewc", "naive", "joint")
 CEILINGS = ("together", "linear")
 
