@@ -16,6 +16,7 @@ from evercell.celltypes import CellTypes
 from evercell.errors import LabelsError, SettingsError
 from evercell.genes import GeneVocabulary, align, canonical_genes
 from evercell.labels import listed, read_labels
+from evercell.sources import unmerged
 from evercell.tokenizers import View
 
 if TYPE_CHECKING:
@@ -160,6 +161,9 @@ def read_studies(
 ) -> list[Study]:
     """Check labelled AnnData; where a study lacks the column of groups that another has, it is a group of its own.
 
+    Merged cells (`evercell.sources`) are a study for each source, over the genes that it measured; sources without a
+    label are left out, as cells without one are.
+
     Raises
     ------
     CellsError, LabelsError
@@ -172,18 +176,31 @@ def read_studies(
         raise SettingsError(
             f"{len(adatas)} data sets with {len(names)} names were given", hint="give at least one, each with its name"
         )
-    anywhere = any(groups in adata.obs for adata in adatas)
+    parts = [part for adata, name in zip(adatas, names, strict=True) for part in _labelled(adata, labels, name)]
+    merged = len(parts) > len(adatas)  # of several sources one may hold a single type
+    tells = [groups in part.obs and not (merged and part.obs[groups].isna().all()) for _, part in parts]
     return [
         read_study(
-            adata,
+            part,
             labels,
-            groups=groups if groups in adata.obs or not anywhere else None,
+            groups=groups if told or not any(tells) else None,
             layer=layer,
             name=name,
-            least_types=least_types,
+            least_types=1 if merged else least_types,
         )
-        for adata, name in zip(adatas, names, strict=True)
+        for (name, part), told in zip(parts, tells, strict=True)
     ]
+
+
+def _labelled(adata: AnnData, labels: str, name: str) -> list[tuple[str, AnnData]]:
+    """The sources of merged cells that have labels, or the AnnData itself; all of them where none has."""
+    if labels not in adata.obs:
+        return [(name, adata)]  # told where labels are read
+    parts = unmerged(adata, name)
+    if len(parts) == 1:
+        return parts
+    found = [(one, part) for one, part in parts if read_labels(part, labels, name=one, least_types=0).notna().any()]
+    return found or parts
 
 
 def vocabulary_of(studies: Sequence[Study], *, species: str = "auto", column: str | None = None) -> GeneVocabulary:
