@@ -27,7 +27,7 @@ from evercell.testing import synthetic_cells
 COMMAND = typer.main.get_command(app)
 NAMES = (
     "train", "pretrain", "update", "annotate", "embed", "evaluate", "log", "diff", "revert", "bisect", "verify", "demo",
-    "doctor", "discover", "select", "reconcile", "models",
+    "doctor", "discover", "select", "reconcile", "models", "merge", "preprocess", "crossval", "compare", "example",
     "import", "export",
 )  # fmt: skip
 SIZES = ("members=1", "member_width=8", "n_latents=2", "depth=1", "n_heads=2")

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from evercell.examples import load_example as load_example
     from evercell.finetuning import ModelSettings as ModelSettings
     from evercell.finetuning import train as train
+    from evercell.merging import merge as merge
+    from evercell.preprocessing import Preprocessing as Preprocessing
+    from evercell.preprocessing import PreprocessingSettings as PreprocessingSettings
+    from evercell.preprocessing import preprocess as preprocess
     from evercell.pretraining import pretrain as pretrain
     from evercell.registry import load as load
     from evercell.reporting import write_report as write_report
@@ -42,6 +46,8 @@ _PUBLIC = {
     "Discovery": "discovery",
     "EvercellError": "errors",
     "ModelSettings": "finetuning",
+    "Preprocessing": "preprocessing",
+    "PreprocessingSettings": "preprocessing",
     "UpdateSettings": "updating",
     "accepted": "discovery",
     "annotate": "annotation",
@@ -50,6 +56,8 @@ _PUBLIC = {
     "evaluate": "evaluation",
     "load": "registry",
     "load_example": "examples",
+    "merge": "merging",
+    "preprocess": "preprocessing",
     "pretrain": "pretraining",
     "read_cells": "cells",
     "save": "checkpoint",

@@ -17,11 +17,14 @@ from evercell.commands import (
     checking,
     discovering,
     exchanging,
+    merging,
     models,
+    preprocessing,
     reconciling,
     registry,
     training,
     updating,
+    validating,
 )
 from evercell.commands.console import Console
 from evercell.errors import EvercellError, GateError
@@ -54,7 +57,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     pretty_exceptions_enable=False,
 )
-for module in (training, reconciling, updating, annotating, discovering, models, exchanging, checking):
+for module in (
+    merging,
+    preprocessing,
+    training,
+    reconciling,
+    updating,
+    validating,
+    annotating,
+    discovering,
+    models,
+    exchanging,
+    checking,
+):
     for command, epilog in module.COMMANDS.items():
         app.command(epilog=epilog)(command)
 app.add_typer(registry.app)

@@ -1,4 +1,4 @@
-"""`demo` and `doctor`."""
+"""`demo`, `example` and `doctor`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,25 @@ def demo(
     console.result(found.table(), found.to_dict(), as_json=as_json)
 
 
+def example(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="pancreas or mouse-lung.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to be made.")],
+    as_json: Json = False,
+) -> None:
+    """Write packaged example files.
+
+    pancreas: four labelled studies (.h5ad). mouse-lung: three raw 10x folders and a table of their cells.
+    """
+    from evercell.examples import copy_examples
+
+    console: Console = context.obj
+    check_parent(output, "--output")
+    written = copy_examples(name, output)
+    console.result("\n".join(map(str, written)), {"output": output, "files": written}, as_json=as_json)
+
+
 def doctor(
     context: typer.Context,
     *,
@@ -89,6 +108,7 @@ def doctor(
 
 COMMANDS = {
     demo: examples("evercell demo", "evercell demo --output pancreas --json"),
+    example: examples("evercell example mouse-lung --output raw", "evercell example pancreas --output studies --json"),
     doctor: examples(
         "evercell doctor",
         "evercell doctor query.h5ad --model model",

@@ -2,76 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evercell.commands.asking import (
+    Asked,
+    Backbone,
+    BackboneSetting,
+    Balance,
+    Base,
+    Batch,
+    Donor,
+    Finetune,
+    PresetName,
+    Samples,
+    Tokenizer,
+    asked_preset,
+    check_asked,
+    in_batches,
+    model_settings,
+)
 from evercell.commands.console import Console, examples
-from evercell.commands.models import load_model
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
 from evercell.commands.paths import check_file_output, check_model_output, file_names, read_file
-from evercell.errors import SettingsError
 from evercell.model_card import model_card, score_table, table, training_facts
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from evercell.annotator import Annotator
-    from evercell.finetuning import ModelSettings
-    from evercell.presets import Preset
-    from evercell.pretraining import PretrainingSettings
-    from evercell.updating import UpdateSettings
 
-Settings = TypeVar("Settings", "ModelSettings", "PretrainingSettings")
-AnySettings = TypeVar("AnySettings", "ModelSettings", "UpdateSettings")
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Directory of the model to be made.")]
-Samples = Annotated[
-    int | None, typer.Option("--samples", metavar="N", help="Training cells drawn in all, with repeats.")
-]
-Tokenizer = Annotated[str | None, typer.Option("--tokenizer", metavar="NAME", help="values (default) or bins.")]
-Backbone = Annotated[
-    str | None, typer.Option("--backbone", metavar="NAME", help="latent (default), performer or transformer.")
-]
-BackboneSetting = Annotated[
-    list[str] | None,
-    typer.Option("--backbone-setting", metavar="NAME=N", help="Size of the backbone, such as depth=1. Repeatable."),
-]
-Donor = Annotated[
-    str | None, typer.Option("--donor", metavar="KEY", help="Column of obs with donors: whole donors are held out.")
-]
-Batch = Annotated[
-    str | None, typer.Option("--batch", metavar="KEY", help="Column of obs with batches, where donors are not known.")
-]
 Bank = Annotated[
     str,
     typer.Option(
         "--bank",
         metavar="cells|sketch",
         help="What later updates learn again: example cells, or a sketch of the types that holds no cell.",
-    ),
-]
-Base = Annotated[
-    str | None, typer.Option("--from", metavar="MODEL", help="Start from the genes and the backbone of this model.")
-]
-PresetName = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        metavar="canal|scbert|transanno",
-        help="The hyper-parameters of a published system; other options still count.",
-    ),
-]
-Balance = Annotated[
-    str | None,
-    typer.Option(
-        "--balance",
-        metavar="NAME",
-        help="How rare types are helped: sqrt (default), oversample, weights or none. Training cells only.",
     ),
 ]
 Batches = Annotated[
@@ -93,14 +65,7 @@ def train(
     donor: Donor = None,
     batch: Batch = None,
     base: Base = None,
-    finetune: Annotated[
-        str | None,
-        typer.Option(
-            "--finetune",
-            metavar="all|last|head",
-            help="With --from, what is trained: all weights; the last block and the head; or, in seconds, the head.",
-        ),
-    ] = None,
+    finetune: Finetune = None,
     preset: PresetName = None,
     balance: Balance = None,
     layer: Layer = None,
@@ -129,31 +94,20 @@ def train(
     baseline on.
     """
     from evercell.distributed import together
-    from evercell.finetuning import ModelSettings, settings_for
     from evercell.finetuning import train as train_model
-    from evercell.training_cells import check_balance
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     console = run.console
     if report is not None:
         check_file_output(report, (".html",), option="--report")
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
-    if base is None and finetune not in (None, "all"):
-        raise SettingsError(f"--finetune {finetune} needs a pretrained model", hint="name one with --from")
     published = asked_preset(preset, console)
-    # Wrong names are told before a model is read.
-    asked.over(ModelSettings() if published is None else published.model)
-    if balance is not None:
-        check_balance(balance)
+    check_asked(asked, published, finetune=finetune, balance=balance)
     names = file_names(files)
     given = asked.model(console)
     adatas = [read_file(file, console, layer=layer) for file in files]
-    settings = settings_for(given)
-    if published is not None:
-        settings = published.over(sum(adata.n_obs for adata in adatas)).model
-        if given is None:  # a new backbone has no layer that could be left as it is
-            settings = replace(settings, finetune="all")
-    settings = given_over(asked.over(settings), refit=refit, finetune=finetune, balance=balance)
+    n_cells = sum(adata.n_obs for adata in adatas)
+    settings = model_settings(asked, given, published, n_cells, refit=refit, finetune=finetune, balance=balance)
     if donor is not None and batch is not None:
         console.note(f"whole donors (`{donor}`) are held out; the batches in `{batch}` are not needed")
     settings = in_batches(settings, batches_a_step)
@@ -283,81 +237,6 @@ COMMANDS = {
         "evercell pretrain first.h5ad second.h5ad --output pretrained --resume state",
     ),
 }
-
-
-def asked_preset(name: str | None, console: Console) -> Preset | None:
-    """The preset of that name, with a word about what is not as in the paper; None for None."""
-    if name is None:
-        return None
-    from evercell.presets import preset
-
-    found = preset(name)
-    console.note(f"settings of {found.source}; not as there:")
-    for one in found.differs:
-        console.note(f"  {one}")
-    return found
-
-
-def given_over(settings: AnySettings, **options: Any) -> AnySettings:
-    """Settings with the options that were given; those that are None keep what the settings say."""
-    return replace(settings, **{name: one for name, one in options.items() if one is not None})
-
-
-def in_batches(settings: Settings, batches: int | None) -> Settings:
-    """Settings with steps of so many batches; as they are for None."""
-    if batches is None:
-        return settings
-    return replace(settings, training=replace(settings.training, batches_a_step=batches))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What was asked for of a new model; everything else keeps its default."""
-
-    base: str | None
-    tokenizer: str | None
-    backbone: str | None
-    backbone_settings: tuple[str, ...]
-    samples: int | None
-
-    def over(self, settings: Settings) -> Settings:
-        """Settings with what was asked for. Names are checked here, before any file is read."""
-        from evercell.backbones import BACKBONES
-        from evercell.tokenizers import TOKENIZERS
-
-        parts = {
-            "--tokenizer": self.tokenizer,
-            "--backbone": self.backbone,
-            "--backbone-setting": self.backbone_settings or None,
-        }
-        if self.base is not None and (named := [option for option, one in parts.items() if one is not None]):
-            raise SettingsError(
-                f"{named[0]} cannot be chosen: it comes with the model `{self.base}`",
-                hint=f"leave out {named[0]} or --from",
-            )
-        if self.samples is not None:
-            settings = replace(settings, training=replace(settings.training, samples=self.samples))
-        if self.tokenizer is not None:
-            settings = replace(settings, tokenizer=TOKENIZERS[self.tokenizer].name)
-        backbone = BACKBONES[self.backbone or settings.backbone]
-        known = list(inspect.signature(backbone).parameters)
-        chosen = dict(_number(word, known[1:], backbone.name) for word in self.backbone_settings)
-        return replace(settings, backbone=backbone.name, backbone_settings={**settings.backbone_settings, **chosen})
-
-    def model(self, console: Console) -> Annotator | None:
-        """The model to start from."""
-        return None if self.base is None else load_model(self.base, console)
-
-
-def _number(word: str, known: Sequence[str], backbone: str) -> tuple[str, int]:
-    """Name and value of ``NAME=N``."""
-    name, _, value = word.partition("=")
-    settings = ", ".join(one for one in known if one != "n_bins")
-    if name not in known or name == "n_bins":
-        raise SettingsError(f"the backbone `{backbone}` has no setting `{name}`", hint=f"it has: {settings}")
-    if not value.isdecimal() or int(value) < 1:
-        raise SettingsError(f"--backbone-setting is `{word}`", hint=f"write a whole number, such as {name}=8")
-    return name, int(value)
 
 
 class Run:

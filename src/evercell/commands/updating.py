@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evercell.commands.asking import Batch, Donor, PresetName, Samples, asked_preset, given_over
 from evercell.commands.console import Console, examples
 from evercell.commands.models import Directory, load_model
 from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Seed, Species
 from evercell.commands.paths import check_model_output, file_names, read_file
-from evercell.commands.training import (
-    Bank,
-    Batch,
-    Donor,
-    Output,
-    PresetName,
-    Resume,
-    Run,
-    Samples,
-    asked_preset,
-    given_over,
-)
+from evercell.commands.training import Bank, Output, Resume, Run
 from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.model_card import score_table, table
 from evercell.registry import find
