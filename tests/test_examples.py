@@ -10,11 +10,13 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from evercell.cells import read_cells
 from evercell.errors import SettingsError
-from evercell.examples import EXAMPLES, describe, example_path, load_example
+from evercell.examples import EXAMPLES, copy_examples, describe, example_path, load_example
 from evercell.genes import canonical_genes
 
 SOURCES = Path(__file__).resolve().parents[2] / "shared" / "data" / "labelled" / "human"
@@ -126,3 +128,27 @@ def test_the_script_writes_the_packaged_files_again(tmp_path: Path) -> None:
         assert (made.X != packaged.X).nnz == 0
         assert made.obs.equals(packaged.obs) and list(made.var_names) == list(packaged.var_names)
         assert dict(made.uns) == dict(packaged.uns)
+
+
+def test_raw_samples_are_folders_as_a_run_leaves_them(tmp_path: Path) -> None:
+    written = copy_examples("mouse-lung", tmp_path / "raw")
+    folders = [path for path in written if path.is_dir()]
+    assert [path.name for path in folders] == ["nkx2-1_mutant", "tabula_muris", "zilionis"]
+    table = pd.read_csv(tmp_path / "raw" / "cells.csv")
+    for folder in folders:
+        cells = read_cells(folder)
+        assert sorted(cells.obs_names) == sorted(table.loc[table["source"] == folder.name, "barcode"])
+        assert canonical_genes(cells.var).species == "mouse"
+    genes = [set(read_cells(folder).var_names) for folder in folders]
+    assert genes[0] != genes[1] and len(genes[0] & genes[1]) > 500
+    assert sum(path.stat().st_size for path in (tmp_path / "raw").rglob("*") if path.is_file()) < 2_000_000
+
+
+def test_examples_are_not_written_over_something(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "mine.txt").write_text("mine")
+    with pytest.raises(SettingsError, match="already there"):
+        copy_examples("mouse-lung", tmp_path / "raw")
+    assert (tmp_path / "raw" / "mine.txt").read_text() == "mine"
+    with pytest.raises(SettingsError, match="no examples `brain`"):
+        copy_examples("brain", tmp_path / "other")

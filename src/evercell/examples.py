@@ -1,11 +1,13 @@
-"""Small real data sets that come with evercell: human pancreas from four studies, three stages and one unseen study.
+"""Small real data sets that come with evercell: human pancreas from four studies, and raw samples of mouse lung.
 
-Stage 2 brings a type that stage 1 does not hold (endothelial), and its stellate cells are not split as stage 1's are.
-The unseen study is there to test on. ``data/pancreas/README.md`` names the studies to cite.
+Of the pancreas there are three stages and one unseen study. Stage 2 brings a type that stage 1 does not hold (endothelial), and its stellate cells are not split as stage 1's are.
+The unseen study is there to test on. The lung comes as three 10x folders and a table of cells, as raw data do. The
+README.md in each folder of ``data`` names the studies to cite.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +17,13 @@ from evercell.errors import SettingsError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["EXAMPLES", "Example", "describe", "example_path", "load_example"]
+__all__ = ["EXAMPLES", "SETS", "Example", "copy_examples", "describe", "example_path", "load_example"]
 
 EXAMPLES = ("baron_stage1", "fasolino_stage2", "muraro_stage3", "tritschler_unseen")
 """Names of the examples, in the order of the stages."""
+
+SETS = {"pancreas": "pancreas", "mouse-lung": "mouse_lung"}
+"""Name of a set of example files -> its folder in ``data``."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,41 @@ def example_path(name: str) -> Path:
     if name not in EXAMPLES:
         raise SettingsError(f"there is no example `{name}`", hint=f"choose one of: {', '.join(EXAMPLES)}")
     return Path(__file__).parent / "data" / "pancreas" / f"{name}.h5ad"
+
+
+def copy_examples(name: str, folder: Path) -> list[Path]:
+    """Copy a set of example files.
+
+    Parameters
+    ----------
+    name
+        ``pancreas`` (four ``.h5ad``) or ``mouse-lung`` (three 10x folders and ``cells.csv``).
+    folder
+        To be made; it must not be there yet, or be empty.
+
+    Returns
+    -------
+    list of Path
+        What lies in the folder now, sorted.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such set, or the folder holds something.
+    CellsError
+        If the folder cannot be made.
+    """
+    from evercell.cells import atomic_path
+
+    if name not in SETS:
+        raise SettingsError(f"there are no examples `{name}`", hint=f"choose one of: {', '.join(SETS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"`{folder}` is already there", hint="choose another --output")
+    if folder.exists():
+        folder.rmdir()
+    with atomic_path(folder) as unfinished:
+        shutil.copytree(Path(__file__).parent / "data" / SETS[name], unfinished)
+    return sorted(folder.iterdir())
 
 
 def load_example(name: str) -> AnnData:
