@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from evercell import distributed
 from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
@@ -205,6 +206,7 @@ def pretrain(
     (50, 32)
     """
     settings = settings or PretrainingSettings()
+    distributed.share(settings.training.batches_a_step)
     given = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
     with room_in(None if store is None else Path(store)) as place:
         studies = read_for_pretraining(
@@ -234,8 +236,7 @@ def pretrain(
         objective = Objective(model, cells, settings, seed, where)
         validate = validation(objective, held_out, seed)
         folder = None if state_folder is None else Path(state_folder)
-        if folder is not None:
-            _claim(folder, facts)
+        _claim(folder, facts)
         log = _Log(folder, objective, validate)
         with progress("pretraining", shown=shown) as step, threads_of(model.backbone):
 
@@ -307,8 +308,8 @@ def _new(vocabulary: GeneVocabulary, settings: PretrainingSettings, base: Annota
     return Annotator.begun(vocabulary, tokenizer, backbone.eval(), head.eval())
 
 
-def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Note in the folder which run it belongs to.
+def _claim(folder: Path | None, facts: Mapping[str, Any]) -> None:
+    """Note in the folder which run it belongs to; all processes have to belong to the same.
 
     Raises
     ------
@@ -316,6 +317,9 @@ def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
         If it belongs to a run with other data, settings or seed.
     """
     text = json.dumps(facts, sort_keys=True, default=str)
+    distributed.agree(text.encode(), "data, settings or seed")
+    if folder is None:
+        return
     run = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / RUN).is_file():
@@ -324,6 +328,8 @@ def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
                 f"`{folder}` holds the state of a run with other data, settings or seed",
                 hint="resume with those it was begun with, or choose another state_folder",
             )
+        return
+    if not distributed.here().first:
         return
     with atomic_path(folder / RUN) as path:
         path.write_text(json.dumps(run), encoding="utf-8")
@@ -347,7 +353,7 @@ class _Log:
         figures = self.validate()
         # Averaged weights are looked at without a step of training before: they have no line of their own.
         if self.objective.terms:
-            means = np.mean(self.objective.terms, axis=0)
+            means = np.mean(self._terms(), axis=0)
             self.objective.terms = []
             row = {"step": self.step, **dict(zip(TERMS, map(float, means), strict=True))}
             row |= {f"held_out_{name}": value for name, value in figures.items()}
@@ -355,8 +361,15 @@ class _Log:
             self._write()
         return figures
 
+    def _terms(self) -> np.ndarray:
+        """Losses of all batches since the last look, of all processes, in the order of one process."""
+        found = distributed.of_all(np.array(self.objective.terms))  # (processes, batches, terms)
+        share = len(distributed.share(self.objective.settings.training.batches_a_step))
+        by_step = found.reshape(len(found), -1, share, found.shape[-1]).swapaxes(0, 1)
+        return by_step.reshape(-1, found.shape[-1])
+
     def _write(self) -> None:
-        if self.path is None:
+        if self.path is None or not distributed.here().first:
             return
         with atomic_path(self.path) as path:
             path.write_text("".join(json.dumps(self.rows[at]) + "\n" for at in sorted(self.rows)), encoding="utf-8")

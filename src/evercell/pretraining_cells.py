@@ -16,12 +16,13 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from evercell import ontology
-from evercell.cells import find_counts, read_cells
+from evercell.cells import Counts, find_counts, read_cells
 from evercell.errors import CellsError, GenesError, LabelsError, SettingsError
 from evercell.evaluation import Split, split_cells
 from evercell.genes import Alignment, GeneVocabulary, align, canonical_genes
 from evercell.labels import is_unassigned, listed
 from evercell.progress import progress
+from evercell.sources import Part, parts_of
 from evercell.stored_counts import column_sizes, stacked
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def read_for_pretraining(
     studies = []
     with progress("reading", shown=shown) as step:
         for done, (one, name) in enumerate(zip(given, names, strict=True), start=1):
-            studies.append(_read(one, name, {"groups": groups, "labels": labels}, layer, store))
+            studies += _read(one, name, {"groups": groups, "labels": labels}, layer, store)
             step(done, len(given), None)
     if groups is not None and all(study.groups is None for study in studies):
         raise LabelsError(f"no data set has a column `{groups}` in obs", hint="name the column of donors or batches")
@@ -243,36 +244,54 @@ def _names(given: Sequence[Any]) -> list[str]:
 
 def _read(
     one: Any, name: str, columns: Mapping[str, str | None], layer: str | None, store: Path | None
-) -> PretrainingStudy:
+) -> list[PretrainingStudy]:
+    """The studies of a file: one, or the sources that it was merged of, each over the genes that it measured."""
     called = str(one) if isinstance(one, Path) else name
     adata: AnnData = one if not isinstance(one, Path) else read_cells(one, layer=layer, backed=one.suffix == ".h5ad")
     try:
         counts = find_counts(adata, layer=layer, name=called, empty_cells="keep")
-        digest = hashlib.sha256("\n".join(map(str, counts.genes.index)).encode())
-
-        def blocks() -> Iterator[csr_matrix]:
-            for _, _, block in counts.chunks():
-                for array in (block.data, block.indices, block.indptr):
-                    digest.update(np.ascontiguousarray(array).tobytes())
-                yield block
-
-        matrix = stacked(blocks(), store)
+        parts = parts_of(adata, called)
+        return [_study(adata, counts, part, (name, called), columns, store) for part in parts]
     finally:
         if isinstance(one, Path) and adata.isbacked:
             adata.file.close()
+
+
+def _study(
+    adata: AnnData,
+    counts: Counts,
+    part: Part,
+    names: tuple[str, str],
+    columns: Mapping[str, str | None],
+    store: Path | None,
+) -> PretrainingStudy:
+    name, called = (f"{one}/{part.name}" if part.name else one for one in names)
+    measured = part.genes_of(counts, name=called)
+    genes, obs = counts.genes[measured], adata.obs.iloc[part.rows]
+    digest = hashlib.sha256("\n".join(map(str, genes.index)).encode())
+
+    def blocks() -> Iterator[csr_matrix]:
+        for block in part.blocks(counts, measured):
+            for array in (block.data, block.indices, block.indptr):
+                digest.update(np.ascontiguousarray(array).tobytes())
+            yield block
+
+    matrix = stacked(blocks(), store)
     filled = np.diff(matrix.indptr) > 0
     if not filled.any():
         raise CellsError(f"`{called}` has no cell with a count", hint="leave it out")
     groups, labels = columns["groups"], columns["labels"]
     named = told = None
-    if groups is not None and groups in adata.obs:
-        named = (name + "/" + adata.obs[groups].astype(str)).to_numpy()[filled]
-    if labels is not None and labels in adata.obs:
-        told = np.array(["" if is_unassigned(one) else str(one) for one in adata.obs[labels]], dtype=object)[filled]
+    # A column that a merged file has of its other sources tells nothing of this one.
+    there = {key for key in (groups, labels) if key in obs and not (part.name and obs[key].isna().all())}
+    if groups is not None and groups in there:
+        named = (name + "/" + obs[groups].astype(str)).to_numpy()[filled]
+    if labels is not None and labels in there:
+        told = np.array(["" if is_unassigned(one) else str(one) for one in obs[labels]], dtype=object)[filled]
     facts = {
         "name": name,
         "cells": int(filled.sum()),
-        "genes": len(counts.genes),
+        "genes": len(genes),
         "counts": counts.source,
         "sha256": digest.hexdigest(),
         "notes": list(counts.notes),
@@ -283,7 +302,7 @@ def _read(
     if not filled.all():
         kept = np.flatnonzero(filled)
         matrix = stacked((matrix[kept[i : i + ROWS]] for i in range(0, len(kept), ROWS)), store)
-    return PretrainingStudy(name, matrix, counts.genes, named, facts, told)
+    return PretrainingStudy(name, matrix, genes, named, facts, told)
 
 
 def split_studies(

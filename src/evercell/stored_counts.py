@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from evercell import distributed
 from evercell.errors import CellsError
 
 BLOCK = 1 << 22  # values counted at a time
@@ -23,25 +25,31 @@ def stacked(blocks: Iterable[csr_matrix], store: Path | None = None) -> csr_matr
     blocks
         At least one.
     store
-        Folder for the values, as float32, and their columns; memory then holds a number a cell. None: all in memory, in
-        the smallest type that holds the counts.
+        Folder for the values, as float32, and their columns; memory then holds a number a cell. Of several processes on
+        a machine one writes, and all map what it wrote. None: all in memory, in the smallest type that holds the
+        counts.
     """
     if store is None:
         return vstack([compact(block) for block in blocks], format="csr")
-    folder = Path(tempfile.mkdtemp(dir=store))
+    writes = distributed.here().local_rank == 0
+    folder = Path(distributed.of_machine(tempfile.mkdtemp(dir=store) if writes else ""))
+    names = [folder / "values", folder / "columns"]
     sizes, n_genes = [np.zeros(1, dtype=np.int64)], 0
-    with (folder / "values").open("wb") as values, (folder / "columns").open("wb") as columns:
+    # The other processes go through the same blocks: the caller may learn from them.
+    with ExitStack() as stack:
+        values, columns = (stack.enter_context((name if writes else Path(os.devnull)).open("wb")) for name in names)
         for block in blocks:
             values.write(np.ascontiguousarray(block.data, dtype=np.float32).data)
             columns.write(np.ascontiguousarray(block.indices, dtype=np.int32).data)
             sizes.append(np.diff(block.indptr).astype(np.int64))
             n_genes = block.shape[1]
+    distributed.wait()
     indptr = np.cumsum(np.concatenate(sizes))
     if indptr[-1] == 0:  # nothing can be mapped
         return csr_matrix((len(indptr) - 1, n_genes), dtype=np.float32)
     if indptr[-1] < np.iinfo(np.int32).max:
         indptr = indptr.astype(np.int32)  # or SciPy would make the columns as wide, in memory
-    parts = [np.memmap(folder / name, dtype, "r") for name, dtype in (("values", np.float32), ("columns", np.int32))]
+    parts = [np.memmap(name, dtype, "r") for name, dtype in zip(names, (np.float32, np.int32), strict=True)]
     found = csr_matrix((len(indptr) - 1, n_genes), dtype=np.float32)
     found.data, found.indices, found.indptr = *parts, indptr
     return found
@@ -65,7 +73,9 @@ def column_sizes(counts: csr_matrix) -> np.ndarray:
 
 @contextmanager
 def room_in(store: Path | None) -> Iterator[Path | None]:
-    """Folder below `store` for the files of one run, removed afterwards; None for None.
+    """Folder below `store` for the files of one run, one for all processes of a machine, removed afterwards.
+
+    None for None.
 
     Raises
     ------
@@ -77,5 +87,8 @@ def room_in(store: Path | None) -> Iterator[Path | None]:
         return
     if not store.is_dir():
         raise CellsError(f"the folder `{store}` for counts does not exist", hint="make it first, or name another")
+    if distributed.here().local_rank > 0:
+        yield Path(distributed.of_machine(""))
+        return
     with tempfile.TemporaryDirectory(prefix="evercell-", dir=store, ignore_cleanup_errors=True) as place:
-        yield Path(place)
+        yield Path(distributed.of_machine(place))

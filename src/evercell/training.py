@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evercell import distributed
 from evercell.cells import atomic_path
 from evercell.errors import ModelError, SettingsError
 
@@ -28,9 +30,12 @@ class TrainingSettings:
     Parameters
     ----------
     samples
-        Training cells drawn in all, with repeats; steps are ``samples / batch_size``.
+        Training cells drawn in all, with repeats; steps are ``samples / (batch_size * batches_a_step)``.
     batch_size
-        Cells a step.
+        Cells a batch.
+    batches_a_step
+        Batches whose mean gradient is a step; several processes share them. Beyond 1, each batch has random numbers of
+        its own, so that it does not matter which process draws it.
     learning_rate, weight_decay, warm_up, clip
         AdamW's rate at its peak; decay of all weights but those of genes, biases and norms; share of the steps in which
         the rate rises linearly before it falls as a cosine; largest gradient norm.
@@ -50,6 +55,7 @@ class TrainingSettings:
 
     samples: int = 24_000
     batch_size: int = 128
+    batches_a_step: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warm_up: float = 0.1
@@ -63,6 +69,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch_size < 1:
             raise SettingsError(f"samples and batch_size must be at least 1, not {self.samples} and {self.batch_size}")
+        if self.batches_a_step < 1:
+            raise SettingsError(f"batches_a_step must be at least 1, not {self.batches_a_step}")
         if not 0 < self.learning_rate < 1:
             raise SettingsError(f"learning_rate must lie between 0 and 1, not {self.learning_rate}")
         if self.precision not in ("float32", "bfloat16"):
@@ -71,7 +79,7 @@ class TrainingSettings:
     @property
     def steps(self) -> int:
         """Number of optimisation steps."""
-        return max(math.ceil(self.samples / self.batch_size), 1)
+        return max(math.ceil(self.samples / (self.batch_size * self.batches_a_step)), 1)
 
 
 @dataclass
@@ -85,15 +93,18 @@ class History:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """``auto`` takes a GPU where there is one. The only place that chooses a device.
+    """``auto`` takes a GPU where there is one, of several processes each its own. The only place that chooses a device.
 
     Raises
     ------
     SettingsError
         If a device is asked for that this machine does not have.
     """
+    process = distributed.here()
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", *([process.local_rank % torch.cuda.device_count()] if process.size > 1 else []))
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SettingsError("no CUDA device was found", hint="use --device cpu, or install a CUDA build of torch")
     try:
@@ -106,6 +117,8 @@ def choose_device(device: str = "auto") -> torch.device:
 def seeded(seed: int) -> Iterator[None]:
     """Draw torch's random numbers from `seed` inside, and leave the caller's random state as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    if distributed.here().size > 1:  # the other GPUs are those of other processes
+        devices = devices and [distributed.here().local_rank % len(devices)]
     with torch.random.fork_rng(devices=devices):
         torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         for device in devices:
@@ -125,12 +138,15 @@ def fit(
 ) -> History:
     """Minimise a loss over the parameters of `model` that need a gradient.
 
+    Inside `distributed.together` the batches of each step are shared out. Every process has to call this with the same
+    model, loss and settings.
+
     Parameters
     ----------
     model
         Module whose parameters are trained in place; left in evaluation mode.
     loss
-        Called at each step with the random generator to draw a batch from; returns the loss to be minimised.
+        Called for each batch with the random generator to draw it from; returns the loss to be minimised.
     settings
         See `TrainingSettings`.
     seed
@@ -140,17 +156,25 @@ def fit(
         (or averaged) weights are.
     state_folder
         Where the state is saved at every look, and taken up again if a state is there: an interrupted run that is
-        resumed gives the numbers of an uninterrupted one.
+        resumed gives the numbers of an uninterrupted one. Several processes need one folder that all of them see.
     on_step
         Called with step, number of steps and loss, for a progress bar.
 
     Returns
     -------
     History
+
+    Raises
+    ------
+    ModelError
+        If the state is that of another run or cannot be read, or processes come to hold different weights.
+    SettingsError
+        If the batches of a step cannot be shared out among the processes.
     """
     run = _Run(model, settings, seed)
     if state_folder is not None and (state_folder / STATE).is_file():
         run.restore(state_folder)
+    run.agree()
     look_every = max(settings.steps // max(settings.evaluations, 1), 1)
     with seeded(seed):
         run.set_random_state()
@@ -159,8 +183,9 @@ def fit(
             if on_step is not None:
                 on_step(run.step, settings.steps, value)
             if run.step % look_every == 0 or run.step == settings.steps:
+                run.agree()
                 run.look(value, validate)
-                if state_folder is not None:
+                if state_folder is not None and distributed.here().first:
                     run.save(state_folder)
     run.finish(validate)
     return run.history
@@ -171,6 +196,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, seed: int) -> None:
         self.model, self.settings, self.seed = model, settings, seed
+        self.batches = distributed.share(settings.batches_a_step)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         plain = [p for name, p in self.parameters.items() if p.ndim < 2 or "gene_" in name]
         decayed = [p for name, p in self.parameters.items() if not (p.ndim < 2 or "gene_" in name)]
@@ -205,10 +231,7 @@ class _Run:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            value = loss(self.rng)
-        self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        value = self._backward(loss, self.rng) if self.settings.batches_a_step == 1 else self._mean_backward(loss)
         nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
         self.step += 1
@@ -218,7 +241,51 @@ class _Run:
                 for name, p in self.parameters.items():
                     mean = self.average.setdefault(name, torch.zeros_like(p))
                     mean.add_(p - mean, alpha=1.0 / self.n_averaged)
-        return float(value.detach())
+        return float(value)
+
+    def _backward(self, loss: Callable[[np.random.Generator], Tensor], rng: np.random.Generator) -> Tensor:
+        """Set the gradient to that of one batch; returns the loss."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            value = loss(rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        return value.detach()
+
+    def _mean_backward(self, loss: Callable[[np.random.Generator], Tensor]) -> Tensor:
+        """Set the gradient to the mean over all batches of the step, of which this process does its share.
+
+        Returns
+        -------
+        Tensor
+            The mean loss.
+        """
+        parameters, total = list(self.parameters.values()), distributed.PairedSum()
+        for batch in self.batches:
+            value = self._backward(loss, self._draws(batch))
+            # A parameter that a batch does not touch has no gradient, which is not a gradient of zero to the optimiser.
+            touched = torch.tensor([p.grad is not None for p in parameters], device=self.device)
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            total.add(torch.cat([value.reshape(1), touched, *(grad.flatten() for grad in grads)]).float())
+        mean = distributed.summed(total.total()) / self.settings.batches_a_step
+        touched_by = mean[1 : len(parameters) + 1].tolist()
+        parts = mean[len(parameters) + 1 :].split([p.numel() for p in parameters])
+        for p, by, grad in zip(parameters, touched_by, parts, strict=True):
+            p.grad = grad.view_as(p).to(p.dtype) if by > 0 else None
+        return mean[0]
+
+    def _draws(self, batch: int) -> np.random.Generator:
+        """Random numbers of a batch of this step; torch's become those of the batch too."""
+        seed = np.random.SeedSequence(self.seed, spawn_key=(self.step, batch))
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))  # inside `seeded`: the caller's stay as they were
+        return np.random.default_rng(seed)
+
+    def agree(self) -> None:
+        """Check that all processes are at the same step with the same weights."""
+        if distributed.here().size > 1:
+            digest = hashlib.sha256(str(self.step).encode())
+            for value in self.model.state_dict().values():
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            distributed.agree(digest.digest(), f"weights at step {self.step:,}")
 
     def look(self, loss: float, validate: Callable[[], dict[str, float]] | None) -> None:
         """Write a row of the history; keep the weights if the held-out cells like them best."""
@@ -235,7 +302,7 @@ class _Run:
     def _validated(self, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
         self.model.eval()
         with torch.no_grad():
-            return validate()
+            return distributed.of_first(validate())
 
     def finish(self, validate: Callable[[], dict[str, float]] | None) -> None:
         """Set the weights to the averaged ones, or to the best on the held-out cells if those are better."""
