@@ -15,6 +15,7 @@ import pytest
 import torch
 from anndata import AnnData
 
+import evercell as ec
 from evercell.annotation import DEFAULT_REJECTION, UNKNOWN, Annotation, annotate, embed, rejection_rate
 from evercell.annotator import Annotator
 from evercell.errors import CellsError, GenesError, ModelError, SettingsError
@@ -294,3 +295,36 @@ def test_cells_keep_the_order_of_the_file(model: Annotator, query: AnnData) -> N
     assert result.obs.index.tolist() == query.obs_names.tolist()
     assert result.obs["evercell"].cat.categories.tolist() == [*model.types.names, UNKNOWN]
     assert result.types == model.types.names
+
+
+def test_merged_cells_are_labelled_by_the_genes_of_their_source(model: Annotator, tmp_path: Path) -> None:
+    first, second = synthetic_cells(40, seed=2), synthetic_cells(50, seed=3)[:, :170].copy()
+    second.obs_names = [f"other-{name}" for name in second.obs_names]
+    for name, cells in {"a": first, "b": second}.items():
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    merged = ec.merge([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], tmp_path / "merged.h5ad").path
+    cells = ec.read_cells(merged)
+    mixed = cells[np.random.default_rng(0).permutation(cells.n_obs)].copy()
+    found = ec.annotate(model, mixed, inplace=True, majority=True, shown=False)
+    place = pd.Series(range(mixed.n_obs), index=pd.MultiIndex.from_frame(mixed.obs[["source", "barcode"]].astype(str)))
+    made = ec.embed(model, mixed)
+    for name, alone in {"a": first, "b": second}.items():
+        expected = ec.annotate(model, alone, shown=False)
+        rows = place.loc[[(name, str(cell)) for cell in alone.obs_names]].to_numpy()
+        assert found.obs["evercell"].astype(str).to_numpy()[rows].tolist() == expected.labels.tolist()
+        np.testing.assert_allclose(found.probabilities[rows], expected.probabilities, atol=1e-5)
+        np.testing.assert_allclose(made[rows], expected.representation, atol=1e-5)
+        own = found.info["sources"][f"the data/{name}"]
+        assert own["coverage"]["n_matched"] == expected.info["coverage"]["n_matched"]
+    assert "evercell_majority" in mixed.obs
+    assert list(found.obs.index) == list(mixed.obs_names)
+
+
+def test_genes_that_a_column_calls_not_measured_are_not_zeros(model: Annotator) -> None:
+    cells = synthetic_cells(30, seed=4)
+    expected = ec.annotate(model, cells[:, :200].copy(), shown=False)
+    padded = cells.copy()
+    padded.X[:, 200:] = 0
+    padded.var["measured"] = np.arange(padded.n_vars) < 200
+    found = ec.annotate(model, padded, shown=False)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)

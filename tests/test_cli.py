@@ -536,3 +536,17 @@ def test_empty_cells_are_kept_on_demand(folder: Path, run: Run, tmp_path: Path) 
     assert not (tmp_path / "a.csv").exists()
     assert run(*words, "--empty-cells", "keep")[0] == 0
     assert pd.read_csv(tmp_path / "a.csv")["evercell"][3] == "Unknown"
+
+
+def test_a_command_of_one_process_is_not_run_by_several(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run("update", "model", "new.h5ad", "--labels", "cell_type", "--output", "model2")
+    assert code == 2
+    assert "`update` runs in one process; torchrun started 2" in err

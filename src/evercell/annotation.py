@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from evercell.genes import align
 from evercell.majority import LEAST_SHARE, clusters_in, made_clusters, majority_vote
 from evercell.progress import progress
 from evercell.rejection import DEFAULT_RATE, Outputs
+from evercell.sources import unmerged
 from evercell.tokenizers import View
 from evercell.training import choose_device
 
@@ -149,7 +151,8 @@ def annotate(
     """Label the cells of an AnnData.
 
     The label of a cell depends on that cell, the genes that its file measured, and the model; not on the other cells.
-    The majority vote, a column of its own, is the one thing that does depend on them.
+    The majority vote, a column of its own, is the one thing that does depend on them. Of merged files (`merge`) the
+    cells of each source are labelled by the genes that this source measured.
 
     Parameters
     ----------
@@ -213,21 +216,63 @@ def annotate(
         )
     rate = rejection_rate(reject, rejector.default_rate)
     clusters = clusters_in(query.obs, majority, name=name) if isinstance(majority, str) else None
-    counts = find_counts(query, layer=layer, name=name, empty_cells=empty_cells)
-    alignment = align(
-        counts.genes, model.vocabulary, species=species, column=gene_column, min_coverage=min_coverage, name=name
+    asked = _Asked(
+        rate, layer, species, gene_column, adapt, min_coverage, empty_cells, model_name, chunk, device, shown
     )
-    model = model.on(choose_device(device))
+    parts = [(one, _annotated(model, part, asked, one, key_added)) for one, part in unmerged(query, name)]
+    result = parts[0][1] if len(parts) == 1 else _of_sources(parts, query.obs_names)
+    if majority is True:
+        clusters = made_clusters(result.representation, seed=seed)
+    if clusters is not None:
+        column = majority if isinstance(majority, str) else ""
+        _add_majority(result.obs, result.info, clusters, key=key_added, column=column, seed=seed)
+        result = replace(result, clusters=clusters)
+    if inplace:
+        result.write_into(query)
+    return result
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `annotate` was asked for; `rate` is None where rejection is off."""
+
+    rate: float | None
+    layer: str | None
+    species: str
+    gene_column: str | None
+    adapt: bool
+    min_coverage: float
+    empty_cells: str
+    model_name: str
+    chunk: int
+    device: str
+    shown: bool | None
+
+
+def _annotated(model: Annotator, query: AnnData, asked: _Asked, name: str, key: str) -> Annotation:
+    """Labels of the cells of one source."""
+    counts = find_counts(query, layer=asked.layer, name=name, empty_cells=asked.empty_cells)
+    alignment = align(
+        counts.genes,
+        model.vocabulary,
+        species=asked.species,
+        column=asked.gene_column,
+        min_coverage=asked.min_coverage,
+        name=name,
+    )
+    model = model.on(choose_device(asked.device))
     lost = lost_share(model, alignment.measured)
     # A linear member that alone knows the types cannot be fitted again: of most of them there is no cell.
-    adapted = adapt and not model.linear_only and lost >= LOST and not familiar(model, alignment.measured)
+    adapted = asked.adapt and not model.linear_only and lost >= LOST and not familiar(model, alignment.measured)
     fitted = fitted_to(model, alignment.measured) if adapted else model
-    rejector = fitted.rejector or rejector
+    rejector = fitted.rejector
+    if rejector is None:
+        raise ValueError("the model has no rejector")
     parts: list[Outputs] = []
     scores: list[np.ndarray] = []
     empty: list[np.ndarray] = []
-    with progress("annotating", shown=shown) as step:
-        for _, stop, block in counts.chunks(chunk):
+    with progress("annotating", shown=asked.shown) as step:
+        for _, stop, block in counts.chunks(asked.chunk):
             view = View.whole(alignment.apply(block), alignment.measured)
             outputs = fitted.outputs(view)
             if rejector.per_cell:
@@ -238,6 +283,7 @@ def annotate(
     outputs = Outputs.joined(parts)
     nothing = np.concatenate(empty)
     score = np.concatenate(scores) if rejector.per_cell else rejector.score(outputs)
+    rate = asked.rate
     threshold = math.inf if rate is None else rejector.threshold_among(outputs, rate)
     names = np.asarray(model.types.names, dtype=object)
     best = names[outputs.codes]
@@ -246,10 +292,10 @@ def annotate(
     ids = np.asarray([one or "" for one in model.types.ontology_ids], dtype=object)
     obs = pd.DataFrame(
         {
-            key_added: pd.Categorical(np.where(rejected, UNKNOWN, best), categories=[*model.types.names, UNKNOWN]),
-            f"{key_added}_confidence": confidence,
-            f"{key_added}_unknown_score": score.astype(np.float32),
-            f"{key_added}_ontology_term_id": pd.Categorical(
+            key: pd.Categorical(np.where(rejected, UNKNOWN, best), categories=[*model.types.names, UNKNOWN]),
+            f"{key}_confidence": confidence,
+            f"{key}_unknown_score": score.astype(np.float32),
+            f"{key}_ontology_term_id": pd.Categorical(
                 np.where(rejected, "", ids[outputs.codes]), categories=list(dict.fromkeys([*ids, ""]))
             ),
         },
@@ -269,7 +315,7 @@ def annotate(
     if nothing.any():
         notes.append(f"{int(nothing.sum()):,} cells have no count of a gene that the model knows: called unknown")
     info = {
-        "model": model_name,
+        "model": asked.model_name,
         "model_fingerprint": model.fingerprint,
         "version": __version__,
         "stages": len(model.ledger),
@@ -285,15 +331,36 @@ def annotate(
         "classes": list(model.types.names),
         "notes": notes,
     }
-    if majority is True:
-        clusters = made_clusters(outputs.representation, seed=seed)
-    if clusters is not None:
-        column = majority if isinstance(majority, str) else ""
-        _add_majority(obs, info, clusters, key=key_added, column=column, seed=seed)
-    result = Annotation(obs, best, outputs.proba, outputs.representation, model.types.names, info, key_added, clusters)
-    if inplace:
-        result.write_into(query)
-    return result
+    return Annotation(obs, best, outputs.proba, outputs.representation, model.types.names, info, key)
+
+
+def _of_sources(parts: Sequence[tuple[str, Annotation]], cells: pd.Index) -> Annotation:
+    """The annotations of the sources of merged cells as one, in the order of the file.
+
+    What is one number for a file (coverage, threshold) is that of the source with the fewest genes of the model; those
+    of all are in ``info["sources"]``.
+    """
+    first = min((one for _, one in parts), key=lambda one: one.info["coverage"]["share_of_model"])
+    joined = pd.concat([one.obs for _, one in parts])
+    place = joined.index.get_indexer(cells)
+    own = ("coverage", "threshold", "lost_share", "adapted", "counts_source", "counts_transform", "species")
+    info = {
+        **first.info,
+        "sources": {name: {key: one.info[key] for key in own} for name, one in parts},
+        "notes": [f"{name}: {note}" for name, one in parts for note in one.info["notes"]],
+    }
+
+    def in_order(arrays: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(arrays))[place]
+
+    return replace(
+        first,
+        obs=joined.iloc[place].copy(),
+        best_labels=in_order(one.best_labels for _, one in parts),
+        probabilities=in_order(one.probabilities for _, one in parts),
+        representation=in_order(one.representation for _, one in parts),
+        info=info,
+    )
 
 
 def _add_majority(
@@ -341,15 +408,19 @@ def embed(
     >>> ec.embed(model, synthetic_cells(50, seed=2)).shape
     (50, 32)
     """
-    counts = find_counts(query, layer=layer, name=name, empty_cells="keep")
-    alignment = align(counts.genes, model.vocabulary, species=species, column=gene_column, name=name)
     model = model.on(choose_device(device))
-    parts = []
-    with progress("embedding", shown=shown) as step:
-        for _, stop, block in counts.chunks(chunk):
-            parts.append(model.represent(View.whole(alignment.apply(block), alignment.measured))[0])
-            step(stop, counts.shape[0], None)
-    return np.concatenate(parts)
+    made, cells = [], []
+    for one, part in unmerged(query, name):
+        counts = find_counts(part, layer=layer, name=one, empty_cells="keep")
+        alignment = align(counts.genes, model.vocabulary, species=species, column=gene_column, name=one)
+        cells.append(counts.cells)
+        with progress("embedding", shown=shown) as step:
+            for _, stop, block in counts.chunks(chunk):
+                made.append(model.represent(View.whole(alignment.apply(block), alignment.measured))[0])
+                step(stop, counts.shape[0], None)
+    place = cells[0].append(cells[1:]).get_indexer(query.obs_names)
+    found: np.ndarray = np.concatenate(made)[place]
+    return found
 
 
 def rejection_rate(reject: str | float | None, default: float = DEFAULT_REJECTION) -> float | None:

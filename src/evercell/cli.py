@@ -27,10 +27,14 @@ from evercell.commands import (
     validating,
 )
 from evercell.commands.console import Console
-from evercell.errors import EvercellError, GateError
+from evercell.distributed import started
+from evercell.errors import EvercellError, GateError, SettingsError
 
 ANYWHERE = ("--quiet", "--verbose", "--debug")
 """Options of all commands, which may stand before or after the command."""
+
+SHARED = ("train", "pretrain")
+"""Commands that processes started by torchrun share."""
 
 EXIT_CODES = """\b
 Exit codes:
@@ -95,6 +99,11 @@ def _common(
     # Docstring-less on purpose: the help text of the program is that of `app`.
     context.obj = Console(quiet=quiet, verbose=verbose)
     warnings.simplefilter("default" if debug else "ignore")  # of the libraries: nothing a user can act on
+    if context.invoked_subcommand not in (None, *SHARED) and started().size > 1:
+        raise SettingsError(
+            f"`{context.invoked_subcommand}` runs in one process; torchrun started {started().size}",
+            hint=f"leave out torchrun; {' and '.join(SHARED)} share their work among processes",
+        )
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -89,7 +89,7 @@ class CrossValidation:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``folds.csv``, ``cells.csv``, ``history.csv`` and of every method ``types-`` and ``confusion-NAME.csv``."""
+        """Write ``folds.csv``, ``cells.csv``, ``history.csv``, and of a method ``types-`` and ``confusion-NAME.csv``."""
         folder.mkdir(parents=True, exist_ok=True)
         write_table(self.scores, folder / "folds.csv")
         write_table(self.cells, folder / "cells.csv")
@@ -123,7 +123,7 @@ def cross_validate(
     """Train on some of the cells, label the others, and turn round until every cell was labelled once.
 
     All that is estimated (genes, thresholds, weights, how types are balanced) is estimated on the training cells of the
-    fold. A cell whose type no training cell of its fold shows cannot be labelled rightly: it is not scored, and counted.
+    fold. A cell whose type no training cell of its fold shows cannot be labelled rightly: it is counted, not scored.
 
     Parameters
     ----------
@@ -280,7 +280,7 @@ class _Run:
         shared = np.flatnonzero(self.cells.measured.all(axis=0))
         if not len(shared):
             raise CellsError(
-                f"{listed(study.name for study in self.studies)} share no gene, so only evercell can be trained on them",
+                f"{listed(study.name for study in self.studies)} share no gene: only evercell can be trained on them",
                 hint="leave out the other methods, or data sets",
             )
         batches = np.full(len(self.cells), "all") if self.cells.groups is None else self.cells.groups.astype(str)
@@ -356,7 +356,9 @@ def _seen_before(base: Annotator | None, studies: Sequence[Study]) -> list[str]:
 
 def _told_donors(adatas: Sequence[AnnData]) -> str:
     """Columns that look like those of donors or batches, as words; empty where there are none."""
-    found = [name for name in ("donor", "batch") if any(name in a.obs and a.obs[name].nunique() > 1 for a in adatas)]
+    found = [
+        name for name in ("donor", "batch") if any(name in a.obs and len(a.obs[name].unique()) > 1 for a in adatas)
+    ]
     return " and ".join({"donor": "donors (`donor`)", "batch": "batches (`batch`)"}[name] for name in found)
 
 

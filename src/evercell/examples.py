@@ -1,8 +1,9 @@
 """Small real data sets that come with evercell: human pancreas from four studies, and raw samples of mouse lung.
 
-Of the pancreas there are three stages and one unseen study. Stage 2 brings a type that stage 1 does not hold (endothelial), and its stellate cells are not split as stage 1's are.
-The unseen study is there to test on. The lung comes as three 10x folders and a table of cells, as raw data do. The
-README.md in each folder of ``data`` names the studies to cite.
+Of the pancreas there are three stages and one unseen study. Stage 2 brings a type that stage 1 does not hold
+(endothelial), and its stellate cells are not split as stage 1's are. The unseen study is there to test on. The lung
+comes as three 10x folders and a table of cells, as raw data do. The README.md in each folder of ``data`` names the
+studies to cite.
 """
 
 from __future__ import annotations

@@ -57,6 +57,8 @@ class Part:
         """Which genes of the counts it measured, bool."""
         if counts.source != "raw.X":
             return self.measured
+        if self.measured_raw is None and not self.name:
+            return np.ones(counts.shape[1], dtype=bool)
         if self.measured_raw is None:
             raise _lost(f"`raw.varm` of `{name}` does not say which genes each source measured")
         return self.measured_raw
@@ -83,13 +85,19 @@ def _lost(what: str) -> CellsError:
 def parts_of(adata: AnnData, name: str = "the data") -> list[Part]:
     """The sources of an AnnData that has cells of them; one part without a name where it was not merged.
 
+    Where it was not merged, a column ``measured`` of ``var``, as `preprocess` with earlier genes writes it, tells the
+    genes that were measured.
+
     Raises
     ------
     CellsError
         It was merged, but does not say any more which source a cell is from, or which genes a source measured.
     """
     if MERGE not in adata.uns:
-        return [Part("", np.arange(adata.n_obs), np.ones(adata.n_vars, dtype=bool), None)]
+        measured = np.ones(adata.n_vars, dtype=bool)
+        if MEASURED in adata.var and pd.api.types.is_bool_dtype(adata.var[MEASURED]):
+            measured = adata.var[MEASURED].to_numpy()
+        return [Part("", np.arange(adata.n_obs), measured, None)]
     sources = [str(one) for one in adata.uns[MERGE]["sources"]]
     if MEASURED not in adata.varm or np.shape(adata.varm[MEASURED]) != (adata.n_vars, len(sources)):
         raise _lost(
@@ -150,7 +158,7 @@ def unmerged(adata: AnnData, name: str = "the data") -> list[tuple[str, AnnData]
 
     found = []
     for part in parts_of(adata, name):
-        if not part.name:
+        if not part.name and part.measured.all():
             return [(name, adata)]
         cells = adata[part.rows, part.measured]
         if adata.raw is not None:
@@ -159,7 +167,7 @@ def unmerged(adata: AnnData, name: str = "the data") -> list[tuple[str, AnnData]
             if part.measured_raw is not None:
                 counts = csr_matrix(raw.X[part.rows])[:, part.measured_raw]
                 cells.raw = Cells(counts, obs=cells.obs[[]], var=raw.var[part.measured_raw])
-        found.append((f"{name}/{part.name}", cells))
+        found.append((f"{name}/{part.name}" if part.name else name, cells))
     return found
 
 
