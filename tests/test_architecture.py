@@ -29,6 +29,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "examples",
     ),
     (
+        "cell_tables",
         "preprocessing",
         "sources",
         "duplicates",

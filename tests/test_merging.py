@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -21,6 +22,7 @@ from evercell.cells import read_cells
 from evercell.celltypes import CellTypes
 from evercell.counts import find_counts
 from evercell.errors import CellsError, GenesError, LabelsError, SettingsError
+from evercell.examples import copy_examples
 from evercell.finetuning import quick_settings
 from evercell.gene_names import canonical_genes, current_symbol
 from evercell.merging import merge, unmerged
@@ -508,3 +510,44 @@ def test_wrong_settings_are_told_before_a_file_is_read(tmp_path: Path) -> None:
     with pytest.raises(CellsError, match="does not end in"):
         merge(files, tmp_path / "merged.csv")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["first.h5ad", "second.h5ad"]
+
+
+def test_a_table_of_cells_is_joined(tmp_path: Path) -> None:
+    written = copy_examples("mouse-lung", tmp_path / "raw")
+    folders = [path for path in written if path.is_dir()]
+    table = pd.read_csv(tmp_path / "raw" / "cells.csv")
+    found = merge(folders, tmp_path / "lung.h5ad", cells=tmp_path / "raw" / "cells.csv")
+    obs = read_cells(found.path).obs
+    expected = table.set_index(["source", "barcode"])
+    own = expected.loc[list(zip(obs["source"].astype(str), obs["barcode"].astype(str), strict=True))]
+    assert obs["cell_type"].astype(str).tolist() == own["cell_type"].tolist()
+    assert obs["animal"].astype(str).tolist() == own["animal"].tolist()
+    assert found.manifest["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.assign(source="elsewhere"), "names the source `elsewhere`; the files are"),
+        (lambda table: pd.concat([table, table[:2]]), r"two rows of cell `.*` \(2 rows repeat another\)"),
+        (lambda table: table.assign(barcode="x" + table["barcode"]), "no cell of the table of cells is in the files"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    written = copy_examples("mouse-lung", tmp_path / "raw")
+    folders = [path for path in written if path.is_dir()][:1]
+    table = pd.read_csv(tmp_path / "raw" / "cells.csv")
+    table = table[table["source"] == folders[0].name]
+    with pytest.raises(LabelsError, match=message):
+        merge(folders, tmp_path / "lung.h5ad", cells=change(table))
+    assert not (tmp_path / "lung.h5ad").exists()
+
+
+def test_cells_that_the_table_does_not_tell_are_counted(tmp_path: Path) -> None:
+    written = copy_examples("mouse-lung", tmp_path / "raw")
+    folders = [path for path in written if path.is_dir()][:1]
+    table = pd.read_csv(tmp_path / "raw" / "cells.csv")
+    table = table[table["source"] == folders[0].name].drop(columns="source")[:-10]
+    found = merge(folders, tmp_path / "lung.h5ad", cells=table)
+    assert "the table of cells tells nothing of 10 of 60 cells" in found.manifest["notes"]
+    assert read_cells(found.path).obs["cell_type"].isna().sum() == 10

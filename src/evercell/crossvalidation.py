@@ -89,7 +89,7 @@ class CrossValidation:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``folds.csv``, ``cells.csv``, ``history.csv``, and of a method ``types-`` and ``confusion-NAME.csv``."""
+        """Write ``folds.csv``, ``cells.csv``, ``history.csv``; of methods ``types-`` and ``confusion-NAME.csv``."""
         folder.mkdir(parents=True, exist_ok=True)
         write_table(self.scores, folder / "folds.csv")
         write_table(self.cells, folder / "cells.csv")

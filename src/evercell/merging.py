@@ -15,17 +15,16 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from evercell import __version__
+from evercell.cell_tables import joined_obs, with_table
 from evercell.cells import READABLE, atomic_path, write_table
 from evercell.duplicates import ONE_CELL, Duplicates, find_duplicates
-from evercell.errors import CellsError, EvercellError, GenesError, LabelsError, SettingsError
+from evercell.errors import CellsError, EvercellError, GenesError, SettingsError
 from evercell.genes import GeneVocabulary
 from evercell.progress import progress
 from evercell.sources import (
-    BARCODE,
     MEASURED,
     MERGE,
     ROWS,
-    SOURCE,
     Source,
     brought_over,
     gene_table,
@@ -35,7 +34,6 @@ from evercell.sources import (
 
 __all__ = ["Merge", "merge", "unmerged"]
 
-BATCH = "batch"
 SUFFIXES = (".h5ad", ".zarr")
 STORED = 1 << 16  # values of the output compressed together
 LEAST_SHARED = 0.05  # of the genes of a source, or of all others where they are fewer
@@ -71,6 +69,7 @@ def merge(
     gene_column: str | None = None,
     batch: str | None = None,
     names: Sequence[str] | None = None,
+    cells: pd.DataFrame | str | os.PathLike[str] | None = None,
     shown: bool | None = None,
 ) -> Merge:
     """Bring files of cells into one file of raw counts, in constant memory.
@@ -101,6 +100,8 @@ def merge(
         of this name is made to name its source too.
     names
         Names of the files in the output; by default without folder and suffix.
+    cells
+        Table with a row a cell: ``barcode``, ``source`` and columns for ``obs`` (see `cell_tables.with_table`).
     shown
         Show progress; by default in a terminal.
 
@@ -133,7 +134,11 @@ def merge(
     try:
         folder.mkdir(exist_ok=True)
         sources = read_sources(paths, folder, names, layer=layer, species=species, column=gene_column, shown=shown)
-        found = _merged(sources, (output, folder), genes, duplicates, batch, [layer, species, gene_column], shown)
+        told: list[str] = []
+        if cells is not None:
+            sources, told = with_table(sources, cells)
+        read_as = [layer, species, gene_column]
+        found = _merged(sources, (output, folder), genes, duplicates, batch, read_as, told, shown)
     except EvercellError:  # this call would fail again: nothing of it is of use
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -181,6 +186,7 @@ def _merged(
     how: str,
     batch: str | None,
     read_as: list[Any],
+    told: list[str],
     shown: bool | None,
 ) -> Merge:
     output, folder = places
@@ -213,7 +219,7 @@ def _merged(
         "genes": len(vocabulary),
         "genes_measured_by_all": int(measured.all(axis=1).sum()),
         "duplicates": {**twice.counted(), "expected by chance of `same barcode only`": round(twice.by_chance, 1)},
-        "notes": [*twice.notes, *(twice.poorer(sources) if how == "drop" else ()), *notes],
+        "notes": [*twice.notes, *(twice.poorer(sources) if how == "drop" else ()), *notes, *told],
         "sources": [
             _facts(*one, n_matched=int(measured[:, number].sum()))
             for number, one in enumerate(zip(sources, filled, left_out, rows, strict=True))
@@ -299,90 +305,6 @@ def _facts(
         "duplicates_left_out": int((left_out & filled).sum()),
         "cells_written": len(rows),
     }
-
-
-def joined_obs(
-    sources: Sequence[Source], rows: Sequence[np.ndarray], batch: str | None
-) -> tuple[pd.DataFrame, list[str]]:
-    """Tables of the cells of all sources one below the other, and what had to be changed."""
-    if batch is not None and not any(batch in source.obs for source in sources):
-        raise LabelsError(f"no file has a column `{batch}` in obs", hint="name the column of batches with --batch")
-    key = batch or BATCH
-    batches = any(key in source.obs for source in sources)
-    ours = {SOURCE, BARCODE} | ({BATCH} if batches and key != BATCH else set())
-    tables, named = [], []
-    for source, kept in zip(sources, rows, strict=True):
-        table = source.obs.iloc[kept].rename(columns={one: f"original_{one}" for one in ours})
-        if batches:
-            # The column itself is in the table or, where it was named `batch` and is not asked for, under its new name.
-            own = source.obs[key].iloc[kept] if key in source.obs else pd.Series(None, index=table.index, dtype=object)
-            named.append(_batches(source.name, own))
-            table = table.drop(columns=BATCH, errors="ignore")
-        tables.append(table)
-    found, notes = joined(tables, [source.name for source in sources])
-    if batches:
-        found[BATCH] = pd.Categorical(np.concatenate(named))
-    sizes = [len(kept) for kept in rows]
-    whose = np.repeat(np.arange(len(sources)), sizes)
-    found[SOURCE] = pd.Categorical.from_codes(whose, pd.Index([source.name for source in sources]))
-    barcodes = np.concatenate([table.index.to_numpy(dtype=object) for table in tables])
-    found[BARCODE] = barcodes
-    found.index = pd.Index(barcodes + np.array([f"-{source.name}" for source in sources], dtype=object)[whose])
-    if not found.index.is_unique:
-        from anndata.utils import make_index_unique
-
-        found.index = make_index_unique(found.index)
-    return found, notes
-
-
-def _batches(name: str, column: pd.Series) -> np.ndarray:
-    """Batches that name their source; a merged file's do so already."""
-    words = ["" if missing else str(one) for one, missing in zip(column, column.isna(), strict=True)]
-    whole = [one if one == name or one.startswith(f"{name}/") else f"{name}/{one}" if one else name for one in words]
-    return np.array(whole, dtype=object)
-
-
-def joined(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Tables one below the other with the columns of all of them; a column that is of two kinds becomes words."""
-    found: dict[str, Any] = {}
-    notes = []
-    for key in dict.fromkeys(str(one) for table in tables for one in table.columns):
-        kinds = [_kind(table[key]) if key in table else None for table in tables]
-        if set(kinds) == {"truth"} or set(kinds) - {None} == {"numbers"}:
-            found[key] = np.concatenate(
-                [
-                    table[key].to_numpy() if kind else np.full(len(table), np.nan)
-                    for table, kind in zip(tables, kinds, strict=True)
-                ]
-            )
-            continue
-        if len(set(kinds) - {None}) > 1:
-            told = ", ".join(f"{kind} in `{name}`" for name, kind in zip(names, kinds, strict=True) if kind)
-            notes.append(f"column `{key}` of obs holds {told}: it is kept as words")
-        categories: dict[str, int] = {}
-        codes = [_coded(table.get(key), len(table), categories) for table in tables]
-        column = pd.Categorical.from_codes(np.concatenate(codes), pd.Index(list(categories), dtype=object))
-        plain = len(categories) > len(column) / 2 and not (column.codes < 0).any()
-        found[key] = np.asarray(column, dtype=object) if plain else column.remove_unused_categories()
-    n_cells = sum(map(len, tables))
-    return pd.DataFrame(found, index=pd.RangeIndex(n_cells)), notes
-
-
-def _kind(column: pd.Series) -> str:
-    if isinstance(column.dtype, pd.CategoricalDtype) or column.dtype == object:
-        return "words"
-    return "truth" if column.dtype == bool else "numbers"
-
-
-def _coded(column: pd.Series | None, n_cells: int, categories: dict[str, int]) -> np.ndarray:
-    """Codes of a column among categories, to which new ones are added; -1 where it has no value."""
-    if column is None:
-        return np.full(n_cells, -1)
-    plain = column.astype("category")
-    words = [format(one, ".15g") if isinstance(one, float) else str(one) for one in plain.cat.categories]
-    places = np.array([categories.setdefault(word, len(categories)) for word in words] + [-1])
-    found: np.ndarray = places[plain.cat.codes.to_numpy()]
-    return found
 
 
 def _blocks(

@@ -40,6 +40,12 @@ def merge(
         str | None,
         typer.Option("--batch", metavar="KEY", help="Column of obs with batches: `batch` will be source/batch."),
     ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            "--cells", metavar="TABLE", help="Table with columns barcode, source and more, such as cell_type, for obs."
+        ),
+    ] = None,
     layer: Layer = None,
     species: Species = "auto",
     gene_column: GeneColumn = None,
@@ -71,6 +77,7 @@ def merge(
         layer=layer,
         gene_column=gene_column,
         batch=batch,
+        cells=cells,
         shown=console.shown,
     )
     manifest = found.manifest
@@ -126,7 +133,7 @@ def in_words(manifest: Mapping[str, Any]) -> list[str]:
 
 COMMANDS = {
     merge: examples(
-        "evercell merge first.h5ad second.h5ad tenx_folder --output merged.h5ad",
+        "evercell merge sample1 sample2 old.h5ad --cells cells.csv --output merged.h5ad",
         "evercell merge human.h5ad mouse.h5 --genes intersection --batch sample --output merged.zarr",
         "evercell merge first.h5ad second.h5ad --duplicates error --output merged.h5ad --json",
     ),
