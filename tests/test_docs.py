@@ -88,3 +88,30 @@ def test_the_commands_of_the_models_page_run(run: Run, tmp_path: Path, monkeypat
         assert code == 0, f"{line}\n{out}\n{err}"
     assert load(tmp_path / "model").ledger.stages[0].facts["base"]
     assert (tmp_path / "weights.csv").read_text().startswith("#")
+
+
+def test_the_commands_of_the_mouse_lung_page_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From three raw folders to a cross-validated model, with shorter trainings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evercell.reporting.report._map_points", lambda *_, **__: (None, "There is no map in tests."))
+    page = (PAGE.parent / "mouse-lung.md").read_text(encoding="utf-8")
+    said = {}
+    for line in (line.strip() for line in page.splitlines() if line.startswith("    evercell ")):
+        words = shlex.split(line)[1:]
+        short = ["--samples", "640"] if words[0] in ("pretrain", "train", "crossval", "compare") else []
+        code, out, err = run(*words, *short, *(["--no-refit"] if words[0] == "train" else []))
+        assert code == 0, f"{line}\n{out}\n{err}"
+        said[words[0]] = out
+    assert len(said) == 8
+    assert "measured by all sources" in said["merge"]
+    clean = ad.read_h5ad(tmp_path / "clean.h5ad")
+    assert clean.obs["source"].nunique() == 3
+    assert clean.obs["cell_type"].notna().all()
+    cells = pd.read_csv(tmp_path / "folds" / "cells.csv")
+    assert (cells.groupby("group")["fold"].nunique() == 1).all()
+    scores = pd.read_csv(tmp_path / "compared" / "folds.csv")
+    assert set(scores["method"]) == {"evercell", "linear", "knn"}
+    assert scores.loc[scores["method"] == "linear", "accuracy"].mean() > 0.8
+    assert load(tmp_path / "lung-model").ledger.stages[0].facts["settings"]["balance"] == "oversample"
+    annotated = ad.read_h5ad(tmp_path / "annotated.h5ad")
+    assert annotated.n_obs == 240
