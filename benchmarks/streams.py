@@ -98,6 +98,8 @@ STREAMS: dict[str, Stream] = {
             STELLATE,
         ),
         Stream("pancreas-donors", {f"human{i}": [_donor(i)] for i in (1, 2, 3)}, {"human4": _donor(4)}, STELLATE),
+        # Small enough for CANAL's own settings on two cores.
+        Stream("pancreas-small", {"muraro": [Study("muraro_pancreas")], "human1": [_donor(1)]}, {}, STELLATE),
         Stream(
             "immune",
             {

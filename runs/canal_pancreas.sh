@@ -14,18 +14,15 @@ options=(${PRESET:+--preset "$PRESET"} ${SAMPLES:+--samples "$SAMPLES"})
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$output"
 
-# A study that tells two kinds of stellate cells apart and one that does not: both names stay, as types of their own.
-cat > "$output/labels.yaml" <<'YAML'
-stellate: stellate
-activated_stellate: activated_stellate
-quiescent_stellate: quiescent_stellate
-YAML
+# One study tells two kinds of stellate cells apart, two do not: all names stay, as types of their own.
+printf 'activated_stellate: activated_stellate\nquiescent_stellate: quiescent_stellate\n' > "$output/baron.yaml"
+printf 'stellate: stellate\n' > "$output/fasolino.yaml"
 evercell train "$data/muraro_pancreas.h5ad" --labels cell_type --donor donor "${options[@]}" --overwrite \
     --output "$output/stage1"
 evercell update "$output/stage1" "$data/baron_human.h5ad" --labels cell_type --donor donor "${options[@]}" --overwrite \
-    --mapping "$output/labels.yaml" --accept-proposals --force --output "$output/stage2"
+    --mapping "$output/baron.yaml" --accept-proposals --force --output "$output/stage2"
 evercell update "$output/stage2" "$data/fasolino_pancreas.h5ad" --labels cell_type --donor donor "${options[@]}" \
-    --overwrite --mapping "$output/labels.yaml" --accept-proposals --force --output "$output/stage3"
+    --overwrite --mapping "$output/fasolino.yaml" --accept-proposals --force --output "$output/stage3"
 evercell log "$output/stage3"
 for study in tritschler_pancreas panc8_small_5tech; do
     echo "== $study, which no stage has seen =="

@@ -23,9 +23,12 @@ studies=$output/studies
 [ -d "$output/lung-backbone" ] || evercell pretrain "$output/clean.h5ad" --donor animal --samples "${SAMPLES:-100000}" \
     "${options[@]}" --resume "$output/state" --output "$output/lung-backbone"
 
-echo "== whole animals held out, from the lung backbone =="
+echo "== whole animals held out =="
 evercell compare "$output/clean.h5ad" --labels cell_type --by donor --donor animal --folds 4 --balance oversample \
-    --from "$output/lung-backbone" --output "$output/compared"
+    "${options[@]}" --output "$output/compared"
+echo "== the same from the lung backbone, which has seen all cells without their labels =="
+evercell crossval "$output/clean.h5ad" --labels cell_type --by donor --donor animal --folds 4 --balance oversample \
+    "${options[@]}" --from "$output/lung-backbone" --output "$output/pretrained"
 echo "== a whole study held out: the atlas of lung development =="
 python "$here/../benchmarks/mouse_lung.py" --base "lung=$output/lung-backbone" --seeds 0 1 2 \
     --results "$output/held_out_study.csv"
