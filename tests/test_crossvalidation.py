@@ -146,9 +146,15 @@ def test_a_base_that_saw_the_cells_is_told(cells: ad.AnnData) -> None:
     settings = replace(quick_pretraining(), training=replace(quick_pretraining().training, samples=128, evaluations=1))
     base = ec.pretrain([cells], names=["lung"], settings=settings)
     result = cross_validate(
-        cells, by="donor", n_folds=2, base=base, settings=replace(TINY, finetune="head"), names=["lung"], shown=False
+        cells,
+        by="donor",
+        n_folds=2,
+        base=base,
+        settings=replace(TINY, finetune="head"),
+        names=["lung.h5ad"],
+        shown=False,
     )
-    assert any("has seen the cells of `lung` before" in one for one in result.warnings)
+    assert any("has seen the cells of `lung.h5ad` before" in one for one in result.warnings)
 
 
 @pytest.fixture(scope="module")

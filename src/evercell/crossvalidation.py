@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -337,13 +338,9 @@ def _seen_before(base: Annotator | None, studies: Sequence[Study]) -> list[str]:
     if base is None:
         return []
     described = [one for stage in base.ledger.stages for one in stage.facts.get("data", [])]
-    seen = {str(one.get("name", "")).removesuffix(".h5ad").removesuffix(".zarr") for one in described}
+    seen = {_stem(str(one.get("name", ""))) for one in described}
     digests = {one.get("sha256") for one in described}
-    told = [
-        study.name
-        for study in studies
-        if describe(study)["sha256"] in digests or study.name.removesuffix(".h5ad").removesuffix(".zarr") in seen
-    ]
+    told = [one.name for one in studies if describe(one)["sha256"] in digests or _stem(one.name) in seen]
     if not told:
         return []
     labelled = any(one.get("labels_sha256") for one in described)
@@ -352,6 +349,11 @@ def _seen_before(base: Annotator | None, studies: Sequence[Study]) -> list[str]:
         f"the pretrained model has seen the cells of {listed(told)}{with_labels} before: no fold of them is unseen, so "
         "the figures are too good for a new study"
     ]
+
+
+def _stem(name: str) -> str:
+    """Name of a data set without suffix: `pretrain` calls files so, `train` does not. Sources keep theirs."""
+    return re.sub(r"\.(h5ad|zarr|h5|loom)(?=/|$)", "", name)
 
 
 def _told_donors(adatas: Sequence[AnnData]) -> str:
