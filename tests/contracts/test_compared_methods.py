@@ -18,7 +18,10 @@ def split(n_types: int = 3, seed: int = 1) -> tuple[Reference, Query, np.ndarray
     return reference, Query(asked.X, np.full(asked.n_obs, "another")), columns["q"]
 
 
-@pytest.fixture(params=list(METHODS))
+SLOW = {"scanvi"}  # trains three networks
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in METHODS])
 def method(request: pytest.FixtureRequest) -> Method:
     found = METHODS[request.param]
     if found.missing():

@@ -77,7 +77,8 @@ def _annotate(scvi: Any, reference: Reference, query: Query) -> Prediction:
         mapped = scvi.model.SCANVI.load_query_data(asked, model)
         mapped.train(max_epochs=_epochs(asked.n_obs, 60, 400), plan_kwargs={"weight_decay": 0.0}, **options)
         soft = mapped.predict(soft=True)
-        labels[~empty], confidence[~empty] = best(soft.to_numpy(), soft.columns.to_numpy())
+        labels[~empty], sure = best(soft.to_numpy(), soft.columns.to_numpy())
+        confidence[~empty] = np.minimum(sure, 1.0)  # single precision goes a little beyond
     return Prediction(labels, confidence, trained - start, time.perf_counter() - trained)
 
 
