@@ -43,8 +43,7 @@ def on_studies(name: str) -> Method:
     return label
 
 
-NAMES = ("linear", "knn", "celltypist", "scanvi")  # those that the published tables have rows of
-BASELINES: dict[str, Method] = {name: on_studies(name) for name in NAMES}
+BASELINES: dict[str, Method] = {name: on_studies(name) for name in METHODS}
 
 # Methods whose answer does not depend on the seed are run once.
-DETERMINISTIC = frozenset(name for name in NAMES if METHODS[name].deterministic)
+DETERMINISTIC = frozenset(name for name in METHODS if METHODS[name].deterministic)

@@ -33,6 +33,8 @@ import pandas as pd
 from baselines import BASELINES, DETERMINISTIC, Method, Prediction
 from tasks import DEV_TASKS, TASKS
 
+from evercell.comparison import METHODS as COMPARED
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -48,13 +50,7 @@ COLUMNS = [
     *("seconds_train", "seconds_annotate", "peak_mb", "threads", "commit", "date", "machine", "package"),
 ]
 # The distribution behind each method, for the version column.
-PACKAGES = {
-    "evercell": "evercell",
-    "linear": "scikit-learn",
-    "knn": "scikit-learn",
-    "celltypist": "celltypist",
-    "scanvi": "scvi-tools",
-}
+PACKAGES = {"evercell": "evercell", **{name: COMPARED[name].needs[0] for name in BASELINES}}
 
 
 def evercell_method(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int = 0) -> Prediction:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from baselines import BASELINES, DETERMINISTIC, on_studies
+from baselines import BASELINES, DETERMINISTIC
 from cross_study import _commit, score
 from tasks import DATA, MOUSE_PANCREAS, TASKS, Study, Task, build
 from transfer import evercell
@@ -54,7 +54,7 @@ def methods_of(bases: dict[str, ec.Annotator], others: list[str]) -> dict[str, C
     for name, base in bases.items():
         found[f"evercell, {name}"] = evercell("pretrained", base, {})
         found[f"evercell, {name}, head alone"] = evercell("head", base, {})
-    return found | {name: BASELINES.get(name) or on_studies(name) for name in others}
+    return found | {name: BASELINES[name] for name in others}
 
 
 def row_of(task: Task, label: Callable[..., Any], seed: int) -> dict[str, Any]:
