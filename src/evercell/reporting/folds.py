@@ -33,7 +33,7 @@ def fold_figures(found: CrossValidation, folder: Path) -> None:
     if len(found.history) and "held_out_loss" in found.history:
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _curves(left, found.history, {"loss": "--", "held_out_loss": "-"}, "loss (dashed: training)")
+        _curves(left, found.history, {"loss": "--", "held_out_loss": "-"}, "loss (dashed: of the last training batch)")
         _curves(right, found.history, {"held_out_accuracy": "-"}, "accuracy, cells held out in training")
         right.set_ylim(top=1.0)
         left.legend(fontsize="small", frameon=False)
