@@ -48,12 +48,16 @@ SPECIES: dict[str, Callable[[], Task]] = {
 """Both of one laboratory and one method. The mouse study is a test study: what is trained on it is shipped nowhere."""
 
 
-def methods_of(bases: dict[str, ec.Annotator], others: list[str]) -> dict[str, Callable[..., Any]]:
+VARIANTS = {"pretrained": "evercell, {}", "head": "evercell, {}, head alone"}
+
+
+def methods_of(bases: dict[str, ec.Annotator], variants: list[str], others: list[str]) -> dict[str, Callable[..., Any]]:
     """Name -> method on (training studies, test study, seed)."""
-    found: dict[str, Callable[..., Any]] = {"evercell": evercell("scratch", None, {})}
+    found: dict[str, Callable[..., Any]] = {}
+    if "scratch" in variants:
+        found["evercell"] = evercell("scratch", None, {})
     for name, base in bases.items():
-        found[f"evercell, {name}"] = evercell("pretrained", base, {})
-        found[f"evercell, {name}, head alone"] = evercell("head", base, {})
+        found |= {VARIANTS[one].format(name): evercell(one, base, {}) for one in variants if one in VARIANTS}
     return found | {name: BASELINES[name] for name in others}
 
 
@@ -97,7 +101,8 @@ def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", action="append", default=[], metavar="NAME=DIR", help="pretrained model; repeatable")
-    parser.add_argument("--methods", nargs="+", default=None, help="other methods; all that are installed if not given")
+    parser.add_argument("--variants", nargs="*", default=["scratch", *VARIANTS], choices=["scratch", *VARIANTS])
+    parser.add_argument("--methods", nargs="*", default=None, help="other methods; all that are installed if not given")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--species", action="store_true", help="the pancreas across species in place of the lung")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the lung studies as files, and stop")
@@ -115,7 +120,7 @@ def main() -> None:
             path.write_text(",".join(COLUMNS) + "\n")
         done = set(pd.read_csv(path, dtype=str)[KEY].itertuples(index=False, name=None))
         bases = {one.split("=")[0]: ec.load(one.split("=", 1)[1]) for one in asked.base}
-        methods = methods_of(bases, available() if asked.methods is None else asked.methods)
+        methods = methods_of(bases, asked.variants, available() if asked.methods is None else asked.methods)
         for task_name, make in (SPECIES if asked.species else LUNG).items():
             task = make()
             for method, label in methods.items():
