@@ -76,9 +76,39 @@ def test_backed(adata: ad.AnnData, counts: np.ndarray, tmp_path: Path) -> None:
     again = read_cells(tmp_path / "cells.h5ad")
     np.testing.assert_array_equal(again.X.toarray(), counts)
     assert (again.obs["new"] == 1).all()
-    write_cells(adata, tmp_path / "cells.zarr")
-    with pytest.raises(CellsError, match=r"cells\.zarr` cannot be read backed"):
-        read_cells(tmp_path / "cells.zarr", backed=True)
+    (tmp_path / "cells.csv").write_text("cell,ACTB\nc,1\n")
+    with pytest.raises(CellsError, match=r"cells\.csv` cannot be read backed"):
+        read_cells(tmp_path / "cells.csv", backed=True)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_backed_matrices_are_those_in_memory_and_stay_in_the_file(
+    adata: ad.AnnData, counts: np.ndarray, tmp_path: Path, suffix: str
+) -> None:
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsp["near"] = sp.identity(12, format="csr")
+    path = tmp_path / f"cells{suffix}"
+    write_cells(adata, path)
+    read = read_cells(path, backed=True)
+    stored = [read.X, read.raw.X, *read.layers.values(), *read.obsm.values(), *read.obsp.values()]
+    assert not any(isinstance(matrix, np.ndarray) or sp.issparse(matrix) for matrix in stored)
+    same(read.to_memory(), read_cells(path))
+    for layer, source in (("X", "X"), ("raw", "raw.X"), ("counts", "layers['counts']")):
+        found = find_counts(read, layer=layer)
+        assert found.source == source
+        np.testing.assert_array_equal(found.rows(3, 9).toarray(), counts[3:9])
+    some = find_counts(read[[7, 2, 9], 3:8])  # the rows of a view are read when they are asked for
+    assert not sp.issparse(some._matrix)
+    np.testing.assert_array_equal(some.rows(1, 3).toarray(), counts[[2, 9], 3:8])
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_backed_without_x(adata: ad.AnnData, counts: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = None
+    write_cells(adata, tmp_path / f"cells{suffix}")
+    found = find_counts(read_cells(tmp_path / f"cells{suffix}", backed=True))
+    np.testing.assert_array_equal(found.to_csr().toarray(), counts)
 
 
 @settings(max_examples=8, deadline=None)
@@ -170,6 +200,11 @@ def test_10x_h5_of_both_versions(counts: np.ndarray, tmp_path: Path) -> None:
         np.testing.assert_array_equal(read.X.toarray(), counts[:, :n])
         assert list(read.var_names) == GENES[:n] and list(read.var["gene_ids"]) == IDS[:n]
         assert list(read.obs_names) == BARCODES
+        backed = read_cells(path, backed=True)
+        pd.testing.assert_frame_equal(backed.var, read.var)
+        found = find_counts(backed)
+        assert not sp.issparse(found._matrix)
+        np.testing.assert_array_equal(found.rows(2, 12).toarray(), counts[2:, :n])
 
 
 # Tables

@@ -108,7 +108,7 @@ def test_the_commands_of_the_mouse_lung_page_run(run: Run, tmp_path: Path, monke
     assert clean.obs["source"].nunique() == 3
     assert clean.obs["cell_type"].notna().all()
     cells = pd.read_csv(tmp_path / "folds" / "cells.csv")
-    assert (cells.groupby("group")["fold"].nunique() == 1).all()
+    assert not cells.groupby("group")["fold"].agg(lambda folds: len(set(folds)) - 1).any()
     scores = pd.read_csv(tmp_path / "compared" / "folds.csv")
     assert set(scores["method"]) == {"evercell", "linear", "knn"}
     assert scores.loc[scores["method"] == "linear", "accuracy"].mean() > 0.8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from evercell import __version__
-from evercell.adaptation import LOST, familiar, fitted_to, lost_share
 from evercell.annotator import Annotator
 from evercell.cells import find_counts
 from evercell.errors import ModelError, SettingsError
 from evercell.genes import align
+from evercell.labelling import UNKNOWN, Asked, Block, Labeller, joined_info, table
 from evercell.majority import LEAST_SHARE, clusters_in, made_clusters, majority_vote
 from evercell.progress import progress
 from evercell.rejection import DEFAULT_RATE, Outputs
@@ -27,11 +27,8 @@ from evercell.training import choose_device
 if TYPE_CHECKING:
     from anndata import AnnData
 
-UNKNOWN = "Unknown"
-UNCALIBRATED = (
-    "the model was imported without cells, so it has no threshold for unknown cells: every cell is labelled; "
-    "`update` sets one"
-)
+__all__ = ["DEFAULT_REJECTION", "UNKNOWN", "Annotation", "add_majority", "annotate", "embed", "rejection_rate"]
+
 DEFAULT_REJECTION = DEFAULT_RATE
 """Share of cells of known types that may be called unknown, where none is asked for and the model stores none."""
 
@@ -86,7 +83,13 @@ class Annotation:
             adata.obs[name] = self.obs[name]
         adata.obsm[f"X_{self.key}"] = self.representation
         adata.obsm[f"{self.key}_proba"] = self.probabilities
-        adata.uns[self.key] = copy.deepcopy(self.info)
+        info = copy.deepcopy(self.info)
+        if "sources" in info:  # a slash in a name would be a group in the file
+            shared = os.path.commonpath(list(info["sources"]))
+            info["sources"] = {
+                name.removeprefix(f"{shared}/").replace("/", "_"): facts for name, facts in info["sources"].items()
+            }
+        adata.uns[self.key] = info
 
     def celltypist(self, *, least_share: float = 0.0) -> pd.DataFrame:
         """The result in the columns of CellTypist, for scripts that read those.
@@ -216,154 +219,60 @@ def annotate(
         )
     rate = rejection_rate(reject, rejector.default_rate)
     clusters = clusters_in(query.obs, majority, name=name) if isinstance(majority, str) else None
-    asked = _Asked(
-        rate, layer, species, gene_column, adapt, min_coverage, empty_cells, model_name, chunk, device, shown
-    )
+    asked = Asked(rate, layer, species, gene_column, adapt, min_coverage, empty_cells, model_name, chunk, device, shown)
     parts = [(one, _annotated(model, part, asked, one, key_added)) for one, part in unmerged(query, name)]
     result = parts[0][1] if len(parts) == 1 else _of_sources(parts, query.obs_names)
     if majority is True:
         clusters = made_clusters(result.representation, seed=seed)
     if clusters is not None:
         column = majority if isinstance(majority, str) else ""
-        _add_majority(result.obs, result.info, clusters, key=key_added, column=column, seed=seed)
+        add_majority(result.obs, result.info, clusters, key=key_added, column=column, seed=seed)
         result = replace(result, clusters=clusters)
     if inplace:
         result.write_into(query)
     return result
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What `annotate` was asked for; `rate` is None where rejection is off."""
-
-    rate: float | None
-    layer: str | None
-    species: str
-    gene_column: str | None
-    adapt: bool
-    min_coverage: float
-    empty_cells: str
-    model_name: str
-    chunk: int
-    device: str
-    shown: bool | None
-
-
-def _annotated(model: Annotator, query: AnnData, asked: _Asked, name: str, key: str) -> Annotation:
+def _annotated(model: Annotator, query: AnnData, asked: Asked, name: str, key: str) -> Annotation:
     """Labels of the cells of one source."""
     counts = find_counts(query, layer=asked.layer, name=name, empty_cells=asked.empty_cells)
-    alignment = align(
-        counts.genes,
-        model.vocabulary,
-        species=asked.species,
-        column=asked.gene_column,
-        min_coverage=asked.min_coverage,
-        name=name,
-    )
-    model = model.on(choose_device(asked.device))
-    lost = lost_share(model, alignment.measured)
-    # A linear member that alone knows the types cannot be fitted again: of most of them there is no cell.
-    adapted = asked.adapt and not model.linear_only and lost >= LOST and not familiar(model, alignment.measured)
-    fitted = fitted_to(model, alignment.measured) if adapted else model
-    rejector = fitted.rejector
-    if rejector is None:
-        raise ValueError("the model has no rejector")
-    parts: list[Outputs] = []
-    scores: list[np.ndarray] = []
-    empty: list[np.ndarray] = []
+    ready = Labeller.ready(model, counts, asked, name)
+    blocks: list[Block] = []
     with progress("annotating", shown=asked.shown) as step:
-        for _, stop, block in counts.chunks(asked.chunk):
-            view = View.whole(alignment.apply(block), alignment.measured)
-            outputs = fitted.outputs(view)
-            if rejector.per_cell:
-                scores.append(rejector.score(outputs))
-            parts.append(replace(outputs, view=None))  # the cells are not kept: a query may be larger than memory
-            empty.append(view.totals == 0)
+        for start in range(0, counts.shape[0], asked.chunk):
+            stop = min(start + asked.chunk, counts.shape[0])
+            blocks.append(ready.block(start, stop))
             step(stop, counts.shape[0], None)
-    outputs = Outputs.joined(parts)
-    nothing = np.concatenate(empty)
-    score = np.concatenate(scores) if rejector.per_cell else rejector.score(outputs)
-    rate = asked.rate
-    threshold = math.inf if rate is None else rejector.threshold_among(outputs, rate)
-    names = np.asarray(model.types.names, dtype=object)
-    best = names[outputs.codes]
-    rejected = (score > threshold) | nothing
-    confidence = np.where(nothing, 0.0, outputs.confidence).astype(np.float32)
-    ids = np.asarray([one or "" for one in model.types.ontology_ids], dtype=object)
-    obs = pd.DataFrame(
-        {
-            key: pd.Categorical(np.where(rejected, UNKNOWN, best), categories=[*model.types.names, UNKNOWN]),
-            f"{key}_confidence": confidence,
-            f"{key}_unknown_score": score.astype(np.float32),
-            f"{key}_ontology_term_id": pd.Categorical(
-                np.where(rejected, "", ids[outputs.codes]), categories=list(dict.fromkeys([*ids, ""]))
-            ),
-        },
-        index=counts.cells,
-    )
-    notes = [*counts.notes, *([UNCALIBRATED] if rate is not None and math.isinf(threshold) else [])]
-    if adapted:
-        notes.append(
-            f"the query did not measure genes that hold {100 * lost:.0f} % of the counts the model was trained on: "
-            "the linear member was fitted again on the genes that are there"
-        )
-    if not rejector.per_cell and rate is not None:
-        notes.append(
-            f"`{rejector.name}` calls a cell unknown by the other cells of the query, whatever the rate: "
-            "it is there for comparison only"
-        )
-    if nothing.any():
-        notes.append(f"{int(nothing.sum()):,} cells have no count of a gene that the model knows: called unknown")
-    info = {
-        "model": asked.model_name,
-        "model_fingerprint": model.fingerprint,
-        "version": __version__,
-        "stages": len(model.ledger),
-        "species": alignment.coverage.species,
-        "counts_source": counts.source,
-        "counts_transform": counts.transform,
-        "coverage": {**alignment.coverage.to_dict(), "sentence": alignment.coverage.sentence()},
-        "rejector": rejector.name,
-        "rejection_rate": "off" if rate is None else rate,
-        "threshold": threshold,
-        "lost_share": lost,
-        "adapted": adapted,
-        "classes": list(model.types.names),
-        "notes": notes,
-    }
+    outputs = Outputs.joined([one.outputs for one in blocks])
+    score = np.concatenate([one.score for one in blocks if one.score is not None]) if ready.rejector.per_cell else None
+    empty, nothing = (np.concatenate(of) for of in zip(*((one.empty, one.nothing) for one in blocks), strict=True))
+    block = Block(outputs, score, empty, nothing)
+    threshold = ready.threshold(block)
+    obs = table(model, ready.verdicts(block, threshold), counts.cells, key)
+    best = np.asarray(model.types.names, dtype=object)[outputs.codes]
+    info = ready.info(threshold, empty=empty, nothing=int(nothing.sum()))
     return Annotation(obs, best, outputs.proba, outputs.representation, model.types.names, info, key)
 
 
 def _of_sources(parts: Sequence[tuple[str, Annotation]], cells: pd.Index) -> Annotation:
-    """The annotations of the sources of merged cells as one, in the order of the file.
-
-    What is one number for a file (coverage, threshold) is that of the source with the fewest genes of the model; those
-    of all are in ``info["sources"]``.
-    """
-    first = min((one for _, one in parts), key=lambda one: one.info["coverage"]["share_of_model"])
+    """The annotations of the sources of merged cells as one, in the order of the file."""
     joined = pd.concat([one.obs for _, one in parts])
     place = joined.index.get_indexer(cells)
-    own = ("coverage", "threshold", "lost_share", "adapted", "counts_source", "counts_transform", "species")
-    info = {
-        **first.info,
-        "sources": {name: {key: one.info[key] for key in own} for name, one in parts},
-        "notes": [f"{name}: {note}" for name, one in parts for note in one.info["notes"]],
-    }
 
     def in_order(arrays: Iterable[np.ndarray]) -> np.ndarray:
         return np.concatenate(list(arrays))[place]
 
     return replace(
-        first,
+        parts[0][1],
         obs=joined.iloc[place].copy(),
         best_labels=in_order(one.best_labels for _, one in parts),
         probabilities=in_order(one.probabilities for _, one in parts),
         representation=in_order(one.representation for _, one in parts),
-        info=info,
+        info=joined_info([(name, one.info) for name, one in parts]),
     )
 
 
-def _add_majority(
+def add_majority(
     obs: pd.DataFrame, info: dict[str, Any], clusters: pd.Categorical, *, key: str, column: str, seed: int
 ) -> None:
     """Add the majority vote to the columns and the facts; `column` is empty where the clusters were made."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import uuid
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import scipy.sparse as sp
 
 from evercell.counts import Counts, find_counts, is_transposed
 from evercell.errors import CellsError
+from evercell.stored_cells import open_h5ad, open_zarr, stored_csr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,7 +31,9 @@ __all__ = ["Counts", "atomic_path", "find_counts", "read_cells", "write_cells", 
 READABLE = ".h5ad, .zarr, .h5 (10x), .loom, .csv, .tsv or .txt (also .gz), or a 10x folder with matrix.mtx"
 TENX = "10x matrix.mtx"
 TABLES = (".csv", ".tsv", ".txt")
+STORED = (".h5ad", ".zarr", ".h5", ".hdf5")  # kinds whose matrices can stay in the file
 TABLE_ROWS = 1000  # rows of a dense table parsed at a time, then kept sparse
+PRINTED_ROWS = 50_000  # rows of a table made into text at a time
 
 
 def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed: bool = False) -> AnnData:
@@ -43,7 +47,8 @@ def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed
     layer
         Where the counts are: ``"X"``, ``"raw"`` or a layer; searched for by default (see :func:`find_counts`).
     backed
-        Leave ``X`` of an ``.h5ad`` in the file and read its rows when they are asked for.
+        Leave the matrices of an ``.h5ad``, ``.zarr`` or 10x ``.h5`` in the file and read rows when they are asked for;
+        ``obs``, ``var`` and ``uns`` are in memory. See `stored_cells`.
 
     Returns
     -------
@@ -57,8 +62,8 @@ def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed
     """
     path = Path(path)
     kind = _kind(path)
-    if backed and kind != ".h5ad":
-        raise CellsError(f"`{path}` cannot be read backed: only .h5ad files can", hint="convert it to .h5ad")
+    if backed and kind not in STORED:
+        raise CellsError(f"`{path}` cannot be read backed: only {', '.join(STORED)} can", hint="convert it to .h5ad")
     try:
         with warnings.catch_warnings():
             # Names that repeat are judged by find_counts, with a message that says what to do.
@@ -107,10 +112,15 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     if kind not in TABLES:
         raise CellsError(f"`{path}` does not end in .csv or .tsv (or .gz)", hint="give the table one of these suffixes")
     keep_index = not (isinstance(frame.index, pd.RangeIndex) and frame.index.name is None)
-    text = frame.to_csv(sep="," if kind == ".csv" else "\t", index=keep_index).encode()
-    with atomic_path(path) as unfinished:
-        # Without a time and a name inside, the same table gives the same bytes.
-        unfinished.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    separator, packed = "," if kind == ".csv" else "\t", path.suffix == ".gz"
+    with atomic_path(path) as unfinished, unfinished.open("wb") as file:
+        # gzip, without a time and a name inside: the same table gives the same bytes.
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31) if packed else None
+        for start in range(0, max(len(frame), 1), PRINTED_ROWS):
+            part = frame.iloc[start : start + PRINTED_ROWS]
+            text = part.to_csv(sep=separator, index=keep_index, header=start == 0).encode()
+            file.write(text if packer is None else packer.compress(text))
+        file.write(b"" if packer is None else packer.flush())
 
 
 @contextmanager
@@ -171,11 +181,11 @@ def _read(path: Path, kind: str, backed: bool) -> AnnData:
     from anndata.io import read_h5ad, read_zarr
 
     if kind == ".h5ad":
-        return read_h5ad(path, backed="r" if backed else None)
+        return open_h5ad(path) if backed else read_h5ad(path)
     if kind == ".zarr":
-        return read_zarr(path)
+        return open_zarr(path) if backed else read_zarr(path)
     if kind in (".h5", ".hdf5"):
-        return _read_10x_h5(path)
+        return _read_10x_h5(path, backed)
     if kind == ".loom":
         return _read_loom(path)
     if kind in TABLES:
@@ -183,15 +193,16 @@ def _read(path: Path, kind: str, backed: bool) -> AnnData:
     return _read_10x_folder(path)
 
 
-def _read_10x_h5(path: Path) -> AnnData:
+def _read_10x_h5(path: Path, backed: bool) -> AnnData:
     """Cell Ranger 3 and later (group ``matrix``) or before (one group a genome, of which there must be one)."""
     import h5py
     from anndata import AnnData
     from anndata.io import read_h5ad
 
-    with h5py.File(path, "r") as file:
+    file = h5py.File(path, "r")
+    try:
         if "obs" in file and "var" in file:
-            return read_h5ad(path)
+            return open_h5ad(path) if backed else read_h5ad(path)
         group = "matrix" if "matrix" in file else next(iter(file), "")
         if group != "matrix" and len(file) > 1:
             raise CellsError(
@@ -202,8 +213,12 @@ def _read_10x_h5(path: Path) -> AnnData:
         matrix = file[group]
         n_genes, n_cells = (int(n) for n in matrix["shape"][:])
         # Stored by cell: the columns of (genes, cells) are the rows of (cells, genes).
-        stored = (matrix["data"][:], matrix["indices"][:], matrix["indptr"][:])
-        counts = sp.csr_matrix(stored, shape=(n_cells, n_genes))
+        arrays = ("data", "indices", "indptr")
+        counts = (
+            stored_csr(matrix, (n_cells, n_genes))
+            if backed
+            else sp.csr_matrix(tuple(matrix[one][:] for one in arrays), shape=(n_cells, n_genes))
+        )
         text = {key: matrix[key].asstr()[:] for key in ("barcodes", "genes", "gene_names") if key in matrix}
         if group == "matrix":
             # Other tables beside these describe a panel or a genome, one row a feature.
@@ -214,9 +229,12 @@ def _read_10x_h5(path: Path) -> AnnData:
             }
         else:
             features = {"name": text["gene_names"], "id": text["genes"]}
+    finally:
+        if not backed:
+            file.close()
     names = pd.Index(features.pop("name"))
     var = pd.DataFrame(features, index=names).rename(columns={"id": "gene_ids", "feature_type": "feature_types"})
-    return _genes_only(AnnData(counts, obs=pd.DataFrame(index=text["barcodes"]), var=var))
+    return _genes_only(AnnData(counts, obs=pd.DataFrame(index=text["barcodes"]), var=var), backed)
 
 
 def _read_10x_folder(path: Path) -> AnnData:
@@ -260,11 +278,12 @@ def _read_list(folder: Path, prefix: str, names: tuple[str, ...]) -> pd.DataFram
     raise CellsError(f"`{folder}` has no {wanted} (or .gz) beside its matrix", hint="put the file into the folder")
 
 
-def _genes_only(adata: AnnData) -> AnnData:
+def _genes_only(adata: AnnData, backed: bool = False) -> AnnData:
     """Leave out antibodies, guides and peaks: they are not genes, and their totals would distort the cells'."""
     if "feature_types" not in adata.var or (adata.var["feature_types"] == "Gene Expression").all():
         return adata
-    return adata[:, (adata.var["feature_types"] == "Gene Expression").to_numpy()].copy()
+    genes = adata[:, (adata.var["feature_types"] == "Gene Expression").to_numpy()]
+    return genes if backed else genes.copy()
 
 
 def _read_loom(path: Path) -> AnnData:

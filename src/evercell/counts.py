@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +68,7 @@ class Counts:
     _reading: Reading = field(repr=False)
     _name: str = field(repr=False)
     _keep_empty: bool = field(repr=False)
+    looked_for_empty: bool = True  # whether `notes` tell of the cells without counts; else who reads them has to
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,8 +99,15 @@ class Counts:
             check_one_kind(block, self._reading, cells, self._name)
             block.data, _ = to_counts(block, self._reading)
         elif not self._reading.expected:
-            check_whole(block, cells, self.genes.index, self._name)
+            _judged_again(block, cells, self.genes.index, self._name)
         return block.astype(np.float32)
+
+    def over(self, genes: np.ndarray) -> Counts:
+        """The same counts of some genes only, a mask (G,)."""
+        if genes.all():
+            return self
+        chosen = Chosen(self._matrix, np.arange(self.shape[0]), np.flatnonzero(genes))
+        return replace(self, genes=self.genes[genes], _matrix=chosen, looked_for_empty=False)
 
     def chunks(self, size: int = ROWS) -> Iterator[tuple[int, int, sp.csr_matrix]]:
         """Yield ``(start, stop, rows(start, stop))`` over all cells, ``size`` cells at a time."""
@@ -110,6 +118,30 @@ class Counts:
     def to_csr(self) -> sp.csr_matrix:
         """All counts in memory, float32 (cells, genes)."""
         return sp.vstack([block for _, _, block in self.chunks()], format="csr")
+
+
+class Chosen:
+    """Some rows and columns of a matrix in a file, given by their numbers: a slice of them is read when asked for."""
+
+    def __init__(self, matrix: Any, rows: np.ndarray, columns: np.ndarray) -> None:
+        self.matrix, self.rows, self.columns = matrix, rows, columns
+        self.all_columns = np.array_equal(columns, np.arange(matrix.shape[1]))
+        self.dtype, self.shape = matrix.dtype, (len(rows), len(columns))
+
+    def __getitem__(self, part: slice) -> sp.csr_matrix:
+        rows, place = np.unique(self.rows[part], return_inverse=True)
+        blocks, done = [sp.csr_matrix((0, self.matrix.shape[1]), dtype=self.dtype)], 0
+        while done < len(rows):
+            # Rows between those that are asked for are read too, but never more than `ROWS` at a time.
+            first = int(rows[done])
+            end = int(np.searchsorted(rows, first + ROWS))
+            block = sp.csr_matrix(self.matrix[first : int(rows[end - 1]) + 1])
+            blocks.append(block if block.shape[0] == end - done else block[rows[done:end] - first])
+            done = end
+        found = blocks[1] if len(blocks) == 2 else sp.vstack(blocks, format="csr")
+        if not np.array_equal(place, np.arange(len(rows))):
+            found = found[place]
+        return found if self.all_columns else found[:, self.columns]
 
 
 def find_counts(
@@ -170,15 +202,17 @@ def find_counts(
         notes.append(f"X does not hold counts; they were taken from {source}")
     notes += readings[source].notes
     empty = _empty_cells(matrix)
-    if empty.size:
+    if empty is not None and empty.size:
         if empty_cells == "error":
             raise _empty_error(name, str(adata.obs_names[empty[0]]), int(empty.size))
-        notes.append(
-            f"{empty.size:,} of {adata.n_obs:,} cells have no counts, the first is `{adata.obs_names[empty[0]]}`"
-        )
-    reading = readings[source]
-    keep = empty_cells == "keep"
-    return Counts(genes, adata.obs_names, source, reading.transform, tuple(notes), matrix, reading, name, keep)
+        notes.append(empty_note(adata.obs_names, empty))
+    reading, keep, looked = readings[source], empty_cells == "keep", empty is not None
+    return Counts(genes, adata.obs_names, source, reading.transform, tuple(notes), matrix, reading, name, keep, looked)
+
+
+def empty_note(cells: pd.Index, empty: np.ndarray) -> str:
+    """What `Counts.notes` says of cells without counts, given their places."""
+    return f"{empty.size:,} of {len(cells):,} cells have no counts, the first is `{cells[empty[0]]}`"
 
 
 def is_transposed(rows: pd.Index, columns: pd.Index) -> bool:
@@ -228,13 +262,29 @@ def _check_cells(adata: AnnData, name: str) -> None:
 
 def _candidates(adata: AnnData) -> dict[str, tuple[Any, pd.DataFrame]]:
     """Every matrix that may hold counts, the likely ones first: source -> (matrix, variable table)."""
-    layers = {f"layers['{key}']": (adata.layers[key], adata.var) for key in adata.layers}
+
+    def layer(key: str) -> Any:
+        return _stored(adata, lambda one: one.layers[key])
+
+    layers = {f"layers['{key}']": (layer(key), adata.var) for key in adata.layers}
     found = {s: layers[s] for s in layers if re.search(r"count|umi|'raw'", s, re.IGNORECASE)}
-    if adata.X is not None:
-        found["X"] = (adata.X, adata.var)
+    if (matrix := _stored(adata, lambda one: one.X)) is not None:
+        found["X"] = (matrix, adata.var)
     if adata.raw is not None:
-        found["raw.X"] = (adata.raw.X, adata.raw.var)
+        found["raw.X"] = (_stored(adata, lambda one: one.raw.X, all_genes=True), adata.raw.var)
     return found | {s: layers[s] for s in layers if s not in found}
+
+
+def _stored(adata: AnnData, matrix_of: Callable[[AnnData], Any], *, all_genes: bool = False) -> Any:
+    """A matrix of an AnnData; of a view of cells in a file a choice of its rows, because the view would read all."""
+    parent = getattr(adata, "_adata_ref", None) if adata.is_view else None
+    matrix = None if parent is None else matrix_of(parent)
+    if matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray):
+        return matrix_of(adata)
+    if getattr(matrix, "format", "csr") != "csr":
+        return matrix_of(adata)
+    columns = np.arange(matrix.shape[1])
+    return Chosen(matrix, np.arange(matrix.shape[0])[adata._oidx], columns if all_genes else columns[adata._vidx])
 
 
 def _asked(adata: AnnData, candidates: dict[str, tuple[Any, pd.DataFrame]], layer: str | None, name: str) -> list[str]:
@@ -310,12 +360,14 @@ def _gene_table(var: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]:
     )
 
 
-def _empty_cells(matrix: Any) -> np.ndarray:
-    """Positions of cells without a count; of a backed dense matrix none, because it would have to be read whole."""
+def _empty_cells(matrix: Any) -> np.ndarray | None:
+    """Positions of cells without a count; None for data in a file that would have to be read whole."""
+    if isinstance(matrix, Chosen) and matrix.all_columns and hasattr(matrix.matrix, "group"):
+        return np.flatnonzero(np.diff(matrix.matrix.group["indptr"][:])[matrix.rows] == 0)
     if hasattr(matrix, "group"):  # backed CSR: the row lengths are small and tell it
         return np.flatnonzero(np.diff(matrix.group["indptr"][:]) == 0)
     if not (sp.issparse(matrix) or isinstance(matrix, np.ndarray)):
-        return np.empty(0, dtype=np.int64)
+        return None
     lengths = [np.diff(csr_block(matrix, s, s + ROWS).indptr) for s in range(0, matrix.shape[0], ROWS)]
     return np.flatnonzero(np.concatenate(lengths) == 0)
 
@@ -341,12 +393,20 @@ def _read_values(adata: AnnData, matrix: Any, var: pd.DataFrame, *, name: str) -
         block, block_cells = csr_block(matrix, start, start + ROWS), cells[start : start + ROWS]
         check_finite(block, block_cells, genes, name)
         check_one_kind(block, reading, block_cells, name)
-        part = ~whole(block.data)
-        if reading.undo is None and not reading.expected and part.any():
-            odd = np.unique(np.searchsorted(block.indptr, np.flatnonzero(part), side="right") - 1)[:SAMPLED]
-            reading = judge(block[odd], block_cells[odd], genes, name)
-            if not reading.expected:  # most cells hold counts and these do not: two data sets joined
-                check_whole(block, block_cells, genes, name)
+        if reading.undo is None and not reading.expected:
+            reading = _judged_again(block, block_cells, genes, name) or reading
+    return reading
+
+
+def _judged_again(block: sp.csr_matrix, cells: pd.Index, genes: pd.Index, name: str) -> Reading | None:
+    """How cells that are not whole among whole counts are to be read: as expected counts, or the file is refused."""
+    part = ~whole(block.data)
+    if not part.any():
+        return None
+    odd = np.unique(np.searchsorted(block.indptr, np.flatnonzero(part), side="right") - 1)[:SAMPLED]
+    reading = judge(block[odd], cells[odd], genes, name)
+    if not reading.expected:  # most cells hold counts and these do not: two data sets joined
+        check_whole(block, cells, genes, name)
     return reading
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evercell.commands.console import Console, examples
-from evercell.commands.models import check_model, model_and_cells
+from evercell.commands.models import check_model, load_model, model_and_cells
 from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Labelled, Layer, Model, Report, Species
 from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, is_table, read_file
 from evercell.errors import LabelsError, SettingsError
 from evercell.model_card import training_facts
+from evercell.registry import AUTO
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from evercell.annotation import Annotation
+    from evercell.annotator import Annotator
 
 FEW_GENES = 0.6  # share of the model's genes below which the user is told to expect less
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Cells with raw counts: .h5ad, .zarr, 10x, .loom, .csv.")]
@@ -81,10 +85,9 @@ def annotate(
     as_json: Json = False,
 ) -> None:
     """Label the cells of a file. All that was in the file is kept; labels go to obs under the name evercell."""
-    from evercell.annotation import annotate as annotate_cells
     from evercell.annotation import rejection_rate
     from evercell.cells import write_cells, write_table
-    from evercell.reporting import write_report
+    from evercell.copying import extended
     from evercell.training import choose_device
 
     console: Console = context.obj
@@ -95,14 +98,10 @@ def annotate(
     check_file_output(output, (*CELL_SUFFIXES, *TABLE_SUFFIXES))
     if compat not in (None, "celltypist"):
         raise SettingsError(f"--compat is `{compat}`", hint="pass --compat celltypist, or leave it out")
-    if report is not None:
-        check_file_output(report, (".html",), option="--report")
-    elif truth is not None:
-        raise SettingsError(
-            "--truth is for the report", hint="pass --report FILE too; `evercell evaluate` scores the output"
-        )
+    _check_report(report, truth)
     table_only = is_table(output) and report is None
-    model, annotator, adata = model_and_cells(
+    streamed = is_table(output) or _can_be_extended(file, output)
+    model, annotator, adata = _model_and_cells(
         model,
         file,
         console,
@@ -111,41 +110,42 @@ def annotate(
         gene_column=gene_column,
         device=device,
         adapt=adapt,
-        backed=table_only,
+        backed=streamed,
     )
     if truth is not None:
         check_column(adata, truth, name=str(file), option="--truth")
-    result = annotate_cells(
-        annotator,
-        adata,
-        reject=reject,
-        key_added=key_added,
-        adapt=adapt,
-        layer=layer,
-        species=species,
-        gene_column=gene_column,
-        empty_cells=empty_cells,
-        majority=clusters or majority,
-        name=str(file),
-        model_name=Path(model).resolve().name,
-        device=device,
-        shown=console.shown,
-    )
-    if compat == "celltypist":
-        for column, values in result.celltypist().items():
-            result.obs[column] = values
-    _say_what_was_found(result, console)
-    if not table_only:
-        result.write_into(adata)
-    if is_table(output):
-        write_table(result.obs.rename_axis("cell"), output)
-    else:
-        write_cells(adata, output)
-    console.note(f"written: {output}")
-    if report is not None:
-        training = training_facts(annotator.ledger.stages[-1].facts) if len(annotator.ledger) else None
-        write_report(adata, report, key=key_added, truth=truth, title=f"Cell types of {file.name}", training=training)
-        console.note(f"report: {report}")
+    options: dict[str, Any] = {
+        "reject": reject,
+        "key_added": key_added,
+        "adapt": adapt,
+        "layer": layer,
+        "species": species,
+        "gene_column": gene_column,
+        "empty_cells": empty_cells,
+        "majority": clusters or majority,
+        "name": str(file),
+        "model_name": Path(model).resolve().name,
+        "device": device,
+        "shown": console.shown,
+    }
+    with _annotation(annotator, adata, file, output, streamed=streamed, arrays=not table_only, **options) as result:
+        if compat == "celltypist":
+            for column, values in result.celltypist().items():
+                result.obs[column] = values
+        _say_what_was_found(result, console)
+        if not table_only:
+            result.write_into(adata)
+        if is_table(output):
+            write_table(result.obs.rename_axis("cell"), output)
+        elif streamed:
+            arrays = {name: adata.obsm[name] for name in (f"X_{key_added}", f"{key_added}_proba")}
+            extended(file, output, obs=adata.obs, obsm=arrays, uns={key_added: adata.uns[key_added]})
+        else:
+            write_cells(adata, output)
+        console.note(f"written: {output}")
+        if report is not None:
+            _write_report(annotator, adata, report, key=key_added, truth=truth, file=file)
+            console.note(f"report: {report}")
     seconds = time.perf_counter() - started
     console.detail(f"{seconds:.1f} seconds")
     shares = result.obs[key_added].value_counts()
@@ -279,6 +279,61 @@ def check_column(adata: AnnData, column: str, *, name: str, option: str, hint: s
         raise LabelsError(
             f"`{name}` has no column `{column}` in obs; columns: {columns}", hint=f"{hint}name the column with {option}"
         )
+
+
+def _check_report(report: Path | None, truth: str | None) -> None:
+    if report is not None:
+        check_file_output(report, (".html",), option="--report")
+    elif truth is not None:
+        raise SettingsError(
+            "--truth is for the report", hint="pass --report FILE too; `evercell evaluate` scores the output"
+        )
+
+
+def _write_report(model: Annotator, adata: AnnData, path: Path, *, key: str, truth: str | None, file: Path) -> None:
+    from evercell.reporting import write_report
+
+    training = training_facts(model.ledger.stages[-1].facts) if len(model.ledger) else None
+    write_report(adata, path, key=key, truth=truth, title=f"Cell types of {file.name}", training=training)
+
+
+@contextmanager
+def _annotation(
+    model: Annotator, adata: AnnData, file: Path, output: Path, *, streamed: bool, arrays: bool, **options: Any
+) -> Iterator[Annotation]:
+    """The annotation of a file, part by part where `streamed`."""
+    from evercell.annotation import annotate as annotate_cells
+    from evercell.streaming import annotated
+
+    if not streamed:
+        yield annotate_cells(model, adata, **options)
+        return
+    with annotated(model, adata, file, output, arrays=arrays, **options) as result:
+        yield result
+
+
+def _can_be_extended(file: Path, output: Path) -> bool:
+    """Whether the output can be a copy of the file with columns added; a file that is missing or damaged is no copy."""
+    from evercell.copying import can_be_extended
+
+    try:
+        return can_be_extended(file, output)
+    except Exception:  # reading it says what is wrong
+        return False
+
+
+def _model_and_cells(
+    name: str, file: Path, console: Console, *, layer: str | None, backed: bool, **options: Any
+) -> tuple[str, Annotator, AnnData]:
+    """`model_and_cells`; where `backed`, matrices of a .zarr or a 10x .h5 stay in the file too."""
+    if name == AUTO or not backed or file.suffix not in (".zarr", ".h5", ".hdf5"):
+        return model_and_cells(name, file, console, layer=layer, backed=backed, **options)
+    from evercell.cells import read_cells
+
+    model = load_model(name, console)
+    adata = read_cells(file, layer=layer, backed=True)
+    console.note(f"`{file}`: {adata.n_obs:,} cells, {adata.n_vars:,} genes")
+    return name, model, adata
 
 
 def _say_what_was_found(result: Annotation, console: Console) -> None:

@@ -1,0 +1,218 @@
+"""Label the cells of one source, a block at a time: what annotation in memory and annotation of a file share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evercell import __version__
+from evercell.adaptation import LOST, familiar, fitted_to, lost_share
+from evercell.annotator import Annotator
+from evercell.cells import Counts
+from evercell.counts import empty_note
+from evercell.genes import Alignment, align
+from evercell.rejection import Outputs, Rejector
+from evercell.tokenizers import View
+from evercell.training import choose_device
+
+UNKNOWN = "Unknown"
+UNCALIBRATED = (
+    "the model was imported without cells, so it has no threshold for unknown cells: every cell is labelled; "
+    "`update` sets one"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `annotate` was asked for; `rate` is None where rejection is off."""
+
+    rate: float | None
+    layer: str | None
+    species: str
+    gene_column: str | None
+    adapt: bool
+    min_coverage: float
+    empty_cells: str
+    model_name: str
+    chunk: int
+    device: str
+    shown: bool | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a model says of some cells, and which of them have no count (`empty`) or none it knows (`nothing`)."""
+
+    outputs: Outputs
+    score: np.ndarray | None
+    empty: np.ndarray
+    nothing: np.ndarray
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The columns of an annotation as numbers, each (B,): code, rejected or not, confidence, unknown score."""
+
+    codes: np.ndarray
+    rejected: np.ndarray
+    confidence: np.ndarray
+    score: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A model made ready for the genes of one source.
+
+    Parameters
+    ----------
+    counts
+        Counts of its cells.
+    alignment
+        Where its genes go in the model.
+    model
+        The model as it is stored, on the device.
+    fitted
+        The model fitted to the genes; `model` where it need not be.
+    asked
+        What was asked for.
+    lost
+        Share of the counts that the model was trained on, of genes that the source did not measure.
+    """
+
+    counts: Counts
+    alignment: Alignment
+    model: Annotator
+    fitted: Annotator
+    asked: Asked
+    lost: float
+
+    @classmethod
+    def ready(cls, model: Annotator, counts: Counts, asked: Asked, name: str) -> Labeller:
+        """Match the genes of a source, called `name` in messages, and fit the model to them where that helps."""
+        alignment = align(
+            counts.genes,
+            model.vocabulary,
+            species=asked.species,
+            column=asked.gene_column,
+            min_coverage=asked.min_coverage,
+            name=name,
+        )
+        model = model.on(choose_device(asked.device))
+        lost = lost_share(model, alignment.measured)
+        # A linear member that alone knows the types cannot be fitted again: of most of them there is no cell.
+        adapted = asked.adapt and not model.linear_only and lost >= LOST and not familiar(model, alignment.measured)
+        fitted = fitted_to(model, alignment.measured) if adapted else model
+        return cls(counts, alignment, model, fitted, asked, lost)
+
+    @property
+    def rejector(self) -> Rejector:
+        """What tells unknown cells."""
+        if self.fitted.rejector is None:
+            raise ValueError("the model has no rejector")
+        return self.fitted.rejector
+
+    def block(self, start: int, stop: int) -> Block:
+        """What the model says of the cells `start` to `stop - 1`; the cells themselves are not kept."""
+        counts = self.counts.rows(start, stop)
+        view = View.whole(self.alignment.apply(counts), self.alignment.measured)
+        outputs = self.fitted.outputs(view)
+        score = self.rejector.score(outputs) if self.rejector.per_cell else None
+        return Block(replace(outputs, view=None), score, np.diff(counts.indptr) == 0, view.totals == 0)
+
+    def verdicts(self, block: Block, threshold: float) -> Verdicts:
+        """Label, confidence and score of each cell of a block."""
+        score = self.rejector.score(block.outputs) if block.score is None else block.score
+        return Verdicts(
+            block.outputs.codes,
+            (score > threshold) | block.nothing,
+            np.where(block.nothing, 0.0, block.outputs.confidence).astype(np.float32),
+            score.astype(np.float32),
+        )
+
+    def threshold(self, block: Block | None = None) -> float:
+        """Score above which a cell is called unknown; `block` is all cells, which only some rejectors need."""
+        if self.asked.rate is None:
+            return math.inf
+        if self.rejector.per_cell or block is None:
+            return self.rejector.threshold(self.asked.rate)
+        return self.rejector.threshold_among(block.outputs, self.asked.rate)
+
+    def info(self, threshold: float, *, empty: np.ndarray, nothing: int) -> dict[str, Any]:
+        """What is written into ``uns``; `empty` (B,) are the cells without a count, `nothing` how many the model sees
+        no count of.
+        """
+        rate, coverage, rejector = self.asked.rate, self.alignment.coverage, self.rejector
+        notes = list(self.counts.notes)
+        if not self.counts.looked_for_empty and empty.any():
+            notes.append(empty_note(self.counts.cells, np.flatnonzero(empty)))
+        if rate is not None and math.isinf(threshold):
+            notes.append(UNCALIBRATED)
+        adapted = self.fitted is not self.model
+        if adapted:
+            notes.append(
+                f"the query did not measure genes that hold {100 * self.lost:.0f} % of the counts the model was "
+                "trained on: the linear member was fitted again on the genes that are there"
+            )
+        if not rejector.per_cell and rate is not None:
+            notes.append(
+                f"`{rejector.name}` calls a cell unknown by the other cells of the query, whatever the rate: "
+                "it is there for comparison only"
+            )
+        if nothing:
+            notes.append(f"{nothing:,} cells have no count of a gene that the model knows: called unknown")
+        return {
+            "model": self.asked.model_name,
+            "model_fingerprint": self.model.fingerprint,
+            "version": __version__,
+            "stages": len(self.model.ledger),
+            "species": coverage.species,
+            "counts_source": self.counts.source,
+            "counts_transform": self.counts.transform,
+            "coverage": {**coverage.to_dict(), "sentence": coverage.sentence()},
+            "rejector": rejector.name,
+            "rejection_rate": "off" if rate is None else rate,
+            "threshold": threshold,
+            "lost_share": self.lost,
+            "adapted": adapted,
+            "classes": list(self.model.types.names),
+            "notes": notes,
+        }
+
+
+def table(model: Annotator, verdicts: Verdicts, cells: pd.Index, key: str) -> pd.DataFrame:
+    """The columns of ``obs``: label, confidence, unknown score, Cell Ontology id."""
+    n_types = len(model.types.names)
+    ids = [one or "" for one in model.types.ontology_ids]
+    shown = list(dict.fromkeys([*ids, ""]))
+    place = np.array([shown.index(one) for one in [*ids, ""]])
+    codes = np.where(verdicts.rejected, n_types, verdicts.codes)
+    return pd.DataFrame(
+        {
+            key: pd.Categorical.from_codes(codes, categories=pd.Index([*model.types.names, UNKNOWN])),
+            f"{key}_confidence": verdicts.confidence,
+            f"{key}_unknown_score": verdicts.score,
+            f"{key}_ontology_term_id": pd.Categorical.from_codes(place[codes], categories=pd.Index(shown)),
+        },
+        index=cells,
+    )
+
+
+def joined_info(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """What is written into ``uns`` for merged cells, from that of their sources.
+
+    What is one number for a file (coverage, threshold) is that of the source with the fewest genes of the model; those
+    of all are in ``sources``.
+    """
+    if len(parts) == 1:
+        return dict(parts[0][1])
+    own = ("coverage", "threshold", "lost_share", "adapted", "counts_source", "counts_transform", "species")
+    return {
+        **min((info for _, info in parts), key=lambda info: info["coverage"]["share_of_model"]),
+        "sources": {name: {key: info[key] for key in own} for name, info in parts},
+        "notes": [f"{name}: {note}" for name, info in parts for note in info["notes"]],
+    }
