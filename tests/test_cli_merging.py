@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import typer
 
 from evercell.cli import app
+from evercell.sources import unmerged
 from evercell.testing import synthetic_cells
 
 COMMAND = typer.main.get_command(app).commands["merge"]  # type: ignore[attr-defined]
@@ -138,3 +139,14 @@ def test_overwrite_replaces_the_file(files: list[Path], run: Run, tmp_path: Path
     assert run(*words)[0] == 2
     assert run(*words, "--overwrite", "--duplicates", "keep")[0] == 0
     assert ad.read_h5ad(tmp_path / "m.h5ad").n_obs == 99
+
+
+def test_a_training_report_of_merged_cells_knows_what_was_measured(run: Run, tmp_path: Path) -> None:
+    from evercell.commands.training import joined_cells
+
+    first, second = synthetic_cells(40, seed=1), synthetic_cells(40, seed=2)[:, :170].copy()
+    for name, cells in {"a": first, "b": second}.items():
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    assert run("merge", tmp_path / "a.h5ad", tmp_path / "b.h5ad", "--output", tmp_path / "both.h5ad")[0] == 0
+    joined = joined_cells([ad.read_h5ad(tmp_path / "both.h5ad")], ["both"], layer=None)
+    assert [part.n_vars for _, part in unmerged(joined)] == [first.n_vars, 170]

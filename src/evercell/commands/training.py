@@ -314,6 +314,9 @@ def joined_cells(adatas: Sequence[AnnData], names: Sequence[str], *, layer: str 
     for adata, name in zip(adatas, names, strict=True):
         counts = find_counts(adata, layer=layer, name=name)
         parts[name] = ad.AnnData(counts.to_csr(), obs=adata.obs.copy(), var=counts.genes)
+        if len(adatas) == 1 and counts.shape[1] == adata.n_vars:
+            # Of merged cells: which genes each source measured.
+            parts[name].varm, parts[name].uns = adata.varm, adata.uns
     if len(parts) == 1:
         return next(iter(parts.values()))
     return ad.concat(parts, join="outer", label="file", index_unique="-", merge="first")
