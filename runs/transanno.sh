@@ -5,7 +5,7 @@
 #     bash runs/transanno.sh OUTPUT [DATA]
 #
 # DATA holds labelled/mouse/*.h5ad; ../shared/data by default. What is done is kept in OUTPUT: the same command goes on
-# from there. An hour of two CPU cores, most of it the folds. PRESET=transanno takes the paper's own hyper-parameters
+# from there. Hours of two CPU cores, most of them the folds and seeds. PRESET=transanno takes the paper's own hyper-parameters
 # (a Performer over 16,906 genes), for which a GPU is needed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
