@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from evercell.training_cells import Study, TrainingCells, describe, gather, read
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
     from evercell.annotator import Annotator
 
@@ -178,14 +180,15 @@ def cross_validate(
     study_names = np.array([study.name for study in studies], dtype=object)[cells.studies]
     groups = {STRATIFIED: None, STUDY: study_names}.get(by, cells.groups)
     folds = make_folds(truth, groups, n_folds=n_folds, seed=seed, twins=twins_of(cells.counts), when_twins=twins)
-    notes = [*folds.warnings, *_seen_before(base, studies)]
+    described = [describe(study) for study in studies]
+    notes = [*folds.warnings, *_seen_before(base, described)]
     if by == STRATIFIED and (told := _told_donors(adatas)):
         notes.append(
             f"folds are random cells, though the data tell {told}: cells of one are on both sides, so the figures are "
             "too good for a new one; keep them whole with `by`"
         )
     run = _Run(studies, cells, vocabulary.symbols, truth, folds, settings, base, seed, device, species, gene_column)
-    facts = [[describe(study) for study in studies], by, n_folds, seed, twins, species, gene_column]
+    facts = [described, by, n_folds, seed, twins, species, gene_column]
     rows, looks = [], []
     table = _cells_table(studies, study_names, groups, folds, truth)
     with progress("folds", shown=shown) as step:
@@ -285,8 +288,8 @@ class _Run:
                 hint="leave out the other methods, or data sets",
             )
         batches = np.full(len(self.cells), "all") if self.cells.groups is None else self.cells.groups.astype(str)
-        counts = self.cells.counts[:, shared].tocsr()
         genes = np.asarray(_unique(np.asarray(self.symbols, dtype=object)[shared]))
+        counts = self.shared_counts
         reference = Reference(counts[training], self.truth[training], batches[training], genes)
         found: Prediction = method(reference, Query(counts[tested], batches[tested]), self.seed)
         return {
@@ -296,6 +299,16 @@ class _Run:
             "seconds_train": found.seconds_train,
             "seconds_annotate": found.seconds_annotate,
         }
+
+    @cached_property
+    def shared_counts(self) -> csr_matrix:
+        """Counts of all cells over the genes that all studies measured."""
+        return self.cells.counts[:, self.cells.measured.all(axis=0)].tocsr()
+
+    @cached_property
+    def own_counts(self) -> list[csr_matrix]:
+        """Counts of each study over its own genes."""
+        return [study.counts.to_csr() for study in self.studies]
 
     def _parts(self, rows: np.ndarray) -> dict[str, AnnData]:
         """Cells of every study that has any of the rows, over its own genes."""
@@ -311,7 +324,7 @@ class _Run:
             obs = pd.DataFrame({"label": self.truth[wanted], "row": wanted}, index=study.counts.cells[within])
             if self.cells.groups is not None:
                 obs["group"] = self.cells.groups[wanted]
-            parts[study.name] = ad.AnnData(study.counts.to_csr()[within], obs=obs, var=study.counts.genes.copy())
+            parts[study.name] = ad.AnnData(self.own_counts[number][within], obs=obs, var=study.counts.genes.copy())
         return parts
 
 
@@ -333,14 +346,14 @@ def _figures(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {name: float(figures[name]) for name in FIGURES}
 
 
-def _seen_before(base: Annotator | None, studies: Sequence[Study]) -> list[str]:
+def _seen_before(base: Annotator | None, studies: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning where the pretrained model has learnt from these cells: then no cell of theirs is new to it."""
     if base is None:
         return []
     described = [one for stage in base.ledger.stages for one in stage.facts.get("data", [])]
     seen = {_stem(str(one.get("name", ""))) for one in described}
     digests = {one.get("sha256") for one in described}
-    told = [one.name for one in studies if describe(one)["sha256"] in digests or _stem(one.name) in seen]
+    told = [one["name"] for one in studies if one["sha256"] in digests or _stem(one["name"]) in seen]
     if not told:
         return []
     labelled = any(one.get("labels_sha256") for one in described)

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from evercell.genes import GeneVocabulary
+from evercell.genes import GeneVocabulary, brought_over
 from evercell.progress import progress
-from evercell.sources import ROWS, Source, brought_over
+from evercell.sources import ROWS, Source
 
 SAME = "same counts"
 TWINS = "same counts in one file"

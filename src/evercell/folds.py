@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from evercell.errors import LabelsError, SettingsError
 from evercell.labels import listed
+from evercell.stored_counts import cell_digests
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -137,17 +137,10 @@ def make_folds(
 
 def twins_of(counts: csr_matrix) -> np.ndarray:
     """Numbers (N,), equal for cells with the same counts (N, G); cells of fewer than 20 genes are never alike."""
-    counts.sort_indices()
-    found: dict[bytes, int] = {}
-    numbers = np.arange(counts.shape[0])
-    for row in range(counts.shape[0]):
-        part = slice(counts.indptr[row], counts.indptr[row + 1])
-        if part.stop - part.start < LEAST_VALUES:
-            continue
-        digest = hashlib.blake2b(counts.indices[part].astype(np.int64).tobytes(), digest_size=16)
-        digest.update(counts.data[part].astype(np.float32).tobytes())
-        numbers[row] = found.setdefault(digest.digest(), row)
-    return numbers
+    first: dict[bytes, int] = {}
+    rows = np.arange(counts.shape[0])
+    alike = np.array([first.setdefault(digest, row) for row, digest in enumerate(cell_digests(counts))], dtype=int)
+    return np.where(np.diff(counts.indptr) >= LEAST_VALUES, alike, rows)
 
 
 def _check_number(n_folds: int, n_cells: int, names: np.ndarray | None) -> None:

@@ -221,13 +221,19 @@ class Alignment:
         query = csr_matrix(counts)
         if query.shape[1] != len(self.columns):
             raise GenesError(f"the counts have {query.shape[1]:,} genes; {len(self.columns):,} were aligned")
-        columns = self.columns[query.indices]
-        kept = columns >= 0
-        before = np.concatenate([[0], np.cumsum(kept)])  # kept entries before each entry: the new row pointers
-        parts = (query.data[kept].astype(np.float32), columns[kept], before[query.indptr])
-        aligned = csr_matrix(parts, shape=(query.shape[0], len(self.measured)))
-        aligned.sum_duplicates()
-        return aligned
+        return brought_over(query.astype(np.float32, copy=False), self.columns, len(self.measured))
+
+
+def brought_over(counts: csr_matrix, columns: np.ndarray, n_genes: int) -> csr_matrix:
+    """Counts (B, G_own) with gene j in column ``columns[j]`` of `n_genes`; -1 leaves it out. Indices are sorted."""
+    from scipy.sparse import csr_matrix
+
+    new = columns[counts.indices]
+    kept = new >= 0
+    before = np.concatenate([[0], np.cumsum(kept)])  # kept entries before each entry: the new row pointers
+    found = csr_matrix((counts.data[kept], new[kept], before[counts.indptr]), shape=(counts.shape[0], n_genes))
+    found.sum_duplicates()
+    return found
 
 
 def align(

@@ -19,14 +19,13 @@ from evercell.cell_tables import joined_obs, with_table
 from evercell.cells import READABLE, atomic_path, write_table
 from evercell.duplicates import ONE_CELL, Duplicates, find_duplicates
 from evercell.errors import CellsError, EvercellError, GenesError, SettingsError
-from evercell.genes import GeneVocabulary
+from evercell.genes import GeneVocabulary, brought_over
 from evercell.progress import progress
 from evercell.sources import (
     MEASURED,
     MERGE,
     ROWS,
     Source,
-    brought_over,
     gene_table,
     read_sources,
     unmerged,

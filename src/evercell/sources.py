@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 from evercell.cells import Counts, atomic_path, find_counts, read_cells
 from evercell.errors import CellsError
 from evercell.gene_names import CanonicalGenes, orthologue_table
-from evercell.genes import GeneVocabulary, canonical_genes
+from evercell.genes import GeneVocabulary, brought_over, canonical_genes
 from evercell.progress import progress
 
 if TYPE_CHECKING:
@@ -214,16 +214,6 @@ class Source:
             for name in self.genes.names.tolist()
         )
         return np.fromiter(codes, dtype=np.int32, count=len(self.genes))
-
-
-def brought_over(counts: csr_matrix, columns: np.ndarray, n_genes: int) -> csr_matrix:
-    """Counts (B, G_own) with gene j in column ``columns[j]`` of `n_genes`; -1 leaves it out. Indices are sorted."""
-    new = columns[counts.indices]
-    kept = new >= 0
-    before = np.concatenate([[0], np.cumsum(kept)])
-    found = csr_matrix((counts.data[kept], new[kept], before[counts.indptr]), shape=(counts.shape[0], n_genes))
-    found.sum_duplicates()
-    return found
 
 
 def gene_table(vocabulary: GeneVocabulary) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,17 @@ def compact(counts: csr_matrix) -> csr_matrix:
     if most >= 2**32 or not np.array_equal(counts.data, np.floor(counts.data)):
         return counts.astype(np.float32)
     return counts.astype(np.min_scalar_type(int(most)))
+
+
+def cell_digests(counts: csr_matrix) -> list[bytes]:
+    """Digest of the counts of each cell (N): the same for cells with the same counts over the same genes (N, G)."""
+    counts.sort_indices()
+    found = []
+    for i, j in zip(counts.indptr[:-1], counts.indptr[1:], strict=True):
+        digest = hashlib.blake2b(counts.indices[i:j].astype(np.int64).tobytes(), digest_size=16)
+        digest.update(counts.data[i:j].astype(np.float32).tobytes())
+        found.append(digest.digest())
+    return found
 
 
 def column_sizes(counts: csr_matrix) -> np.ndarray:

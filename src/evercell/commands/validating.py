@@ -133,6 +133,7 @@ def compare(
     The others are given the genes that all files measured. Differences are tested pairwise over the folds; with few
     folds only large ones can be told from chance.
     """
+    from evercell.cells import write_table
     from evercell.comparison import METHODS, available, compared_figure, significance
 
     console: Console = context.obj
@@ -153,8 +154,6 @@ def compare(
         by=by, keys={"donor": donor, "batch": batch}, n_folds=folds, twins=twins, options=options,
     )  # fmt: skip
     tests = {figure: significance(found.scores, figure=figure) for figure in ("accuracy", "macro_f1")}
-    from evercell.cells import write_table
-
     for figure, one in tests.items():
         write_table(one, output / f"significance-{figure}.csv")
     compared_figure(found.scores, output / "compared.png")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
@@ -21,6 +20,7 @@ from evercell.errors import GateError, ModelError, SettingsError
 from evercell.evaluation import Split, split_cells
 from evercell.genes import GeneVocabulary
 from evercell.sketches import refuse_rare, too_few
+from evercell.stored_counts import cell_digests
 from evercell.training import choose_device
 from evercell.training_cells import (
     Study,
@@ -303,16 +303,7 @@ def without_sealed(cells: TrainingCells, sealed: ExampleBank | None) -> Training
     """The cells without those that an earlier stage sealed: the same data set may be given twice."""
     if sealed is None or not len(sealed):
         return cells
-    secret = set(_cell_digests(sealed.counts))
+    secret = set(cell_digests(sealed.counts))
     n_genes = sealed.counts.shape[1]
-    keep = [one not in secret for one in _cell_digests(cells.counts[:, :n_genes].tocsr())]
+    keep = [one not in secret for one in cell_digests(cells.counts[:, :n_genes].tocsr())]
     return cells if all(keep) else cells.taken(np.flatnonzero(keep))
-
-
-def _cell_digests(counts: csr_matrix) -> list[bytes]:
-    counts.sort_indices()
-    bounds = zip(counts.indptr[:-1], counts.indptr[1:], strict=True)
-    return [
-        counts.indices[i:j].astype(np.int64).tobytes() + counts.data[i:j].astype(np.float32).tobytes()
-        for i, j in bounds
-    ]
