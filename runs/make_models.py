@@ -54,6 +54,8 @@ class Study:
         For the card.
     bank
         ``sketch`` where no cell of the study may be passed on.
+    tolerance
+        How far an old type may fall on its sealed cells when the study is learnt.
     """
 
     file: str
@@ -62,6 +64,7 @@ class Study:
     names: Mapping[str, str | None] = field(default_factory=dict)
     groups: str | None = None
     bank: str = "cells"
+    tolerance: float = 0.02
 
     def read(self, folder: Path) -> ad.AnnData:
         """Cells that have a type, under the model's names."""
@@ -82,7 +85,9 @@ MODELS: dict[str, tuple[str, list[Study]]] = {
         [
             Study("human/pbmc3k", "10x Genomics PBMC 3k", TENX),
             Study("human/kang_pbmc", "Kang et al. 2018, GSE96583, control and interferon-beta", groups="batch"),
-            Study("human/pbmc4k_labelled", "10x Genomics PBMC 4k", TENX),
+            # Kang's dendritic cells hold plasmacytoid ones, as their genes show (GZMB in 97 %, LYZ in 3 % of them):
+            # once these have a name, a seventh of that type is given it.
+            Study("human/pbmc4k_labelled", "10x Genomics PBMC 4k", TENX, tolerance=0.3),
             Study("human/onek1k_subset", "Yazar et al. 2022 (OneK1K), GSE196830, 1,000 genes", groups="donor"),
             Study("human/liu_covid_pbmc", "Liu et al. 2021, GSE161918, 1,000 genes", groups="donor"),
         ],
@@ -183,6 +188,7 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
                 mapping={label: label for label in part.obs["label"].unique()},
                 bank=study.bank,
                 settings=ec.UpdateSettings(new_genes=False),
+                tolerance=study.tolerance,
                 seed=seed,
                 names=[name],
                 shown=False,

@@ -131,10 +131,10 @@ def needs_onnx() -> None:
 def inputs(model: Annotator, view: View) -> dict[str, np.ndarray]:
     tokens = model.tokenizer.tokenize(view)
     found = {"gene_ids": tokens.gene_ids.numpy(), "values": tokens.values.numpy(), "mask": tokens.mask.numpy()}
-    if model.linear is not None and model.tokenizer.n_bins is not None:
+    if (model.linear is not None or model.profiles is not None) and model.tokenizer.n_bins is not None:
         dense = view.logged().toarray()
         found["logged"] = np.take_along_axis(dense, found["gene_ids"], axis=1) * found["mask"]
-    if model.linear is not None and model.linear.centre is not None:
+    if model.profiles is not None or (model.linear is not None and model.linear.centre is not None):
         found["measured"] = view.measured
     return found
 
@@ -157,7 +157,10 @@ def test_the_default_model_says_the_same_in_onnx(model: Annotator, view: View, t
     needs_onnx()
     before = replace(model).fingerprint
     facts = export_onnx(model, tmp_path / "model.onnx")
-    assert facts == {"inputs": ["gene_ids", "values", "mask"], "outputs": ["representation", "logits", "log_proba"]}
+    assert facts == {
+        "inputs": ["gene_ids", "values", "mask", "measured"],
+        "outputs": ["representation", "logits", "log_proba"],
+    }
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     agrees(model, view, tmp_path / "model.onnx")
     said = session(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map

@@ -1,10 +1,10 @@
-"""Fit the linear member again on the genes that a query measured.
+"""Fit the linear member and the profiles again on the genes that a query measured.
 
 A targeted panel, or a study of 2,000 deposited genes, lacks much of what the linear member leans on, and counts
-normalised over what is left are on another scale. The transformer met random panels in training; the linear member is
-fitted again on the example bank, seen through the query's genes. Only the query's list of genes is used, none of its
-cells, so a cell's annotation still does not depend on other cells. Of stages that are only sketched, made-up cells are
-used (`evercell.sketches`).
+normalised over what is left are on another scale. The transformer met random panels in training; linear member and
+profiles are fitted again on the example bank, seen through the query's genes. Only the query's list of genes is used,
+none of its cells, so a cell's annotation still does not depend on other cells. Of stages that are only sketched,
+made-up cells are used (`evercell.sketches`).
 
 Fitting the transformer's head again in the same way was tried and gave no gain (docs/log.md).
 """
@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evercell.annotator import EVEN, Annotator, best_temperature, tempered
+from evercell.bank import ExampleBank
 from evercell.linear import LinearModel, linear_member
+from evercell.profiles import fit_profiles
 from evercell.rejection import Outputs
 from evercell.tokenizers import View
 
@@ -64,7 +66,7 @@ def familiar(model: Annotator, measured: np.ndarray) -> bool:
 
 
 def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annotator:
-    """The model with linear member, temperature and rejector fitted on the bank, seen through `measured` (G,).
+    """The model with light members, temperature and rejector fitted on the bank, seen through `measured` (G,).
 
     Temperature and thresholds are set on bank cells that the linear fit before them did not see. The bank is
     class-balanced, so every type is held to be equally common. The rejection thresholds of the model come from held-out
@@ -75,13 +77,13 @@ def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annot
     counts.data = counts.data * measured[counts.indices]
     counts.eliminate_zeros()
     cells = np.flatnonzero(counts.getnnz(axis=1))
-    through = _Fit(model, View.whole(counts[cells], measured), bank.codes[cells], seed)
+    through = _Fit(model, View.whole(counts[cells], measured), bank.taken(cells), seed)
     unseen = through.unseen()
-    adapted = through.fitted(np.arange(len(cells)), best_temperature(unseen.log_proba, through.codes))
+    adapted = through.fitted(np.arange(len(cells)), best_temperature(unseen.log_proba, through.bank.codes))
     if model.rejector is None:
         return adapted
-    rejector = type(model.rejector).fitted(adapted.outputs(through.view), through.codes)
-    before = _Fit(model, View.whole(bank.counts[cells]), through.codes, seed).unseen()
+    rejector = type(model.rejector).fitted(adapted.outputs(through.view), through.bank.codes)
+    before = _Fit(model, View.whole(bank.counts[cells]), through.bank, seed).unseen()
     after = replace(unseen, log_proba=tempered(unseen.log_proba, adapted.temperature))
     before = replace(before, log_proba=tempered(before.log_proba, model.temperature))
     rejector = rejector.adapted_as(model.rejector, after)
@@ -91,25 +93,30 @@ def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annot
 
 @dataclass(frozen=True)
 class _Fit:
-    """Fits of the linear member on bank cells, as seen in one view."""
+    """Fits of the light members on bank cells, as seen in one view."""
 
     model: Annotator
     view: View
-    codes: np.ndarray
+    bank: ExampleBank
     seed: int
 
     def fitted(self, rows: np.ndarray, temperature: float = 1.0) -> Annotator:
-        """The model with its linear member, if it has one, fitted on some of the cells."""
-        linear = None
+        """The model with its linear member and its profiles, where it has them, fitted on some of the cells."""
+        linear, profiles = None, None
+        codes, n_types = self.bank.codes[rows], len(self.model.types)
         if self.model.linear is not None:
-            linear = linear_member(self.view.counts[rows], self.codes[rows], len(self.model.types), self.seed)
+            linear = linear_member(self.view.counts[rows], codes, n_types, self.seed)
             linear = LinearModel(WEIGHT * linear.weight, WEIGHT * linear.bias)
+        if self.model.profiles is not None:
+            measured = self.bank.measured & self.view.measured
+            found = fit_profiles(self.view.counts[rows], codes, self.bank.studies[rows], measured, n_types=n_types)
+            profiles = replace(found, **self.model.profiles.settings)
         # Its weight here is `WEIGHT`, whatever share the model gives to a linear member that saw all genes.
-        return replace(self.model, linear=linear, linear_share=EVEN, temperature=temperature)
+        return replace(self.model, linear=linear, linear_share=EVEN, profiles=profiles, temperature=temperature)
 
     def unseen(self) -> Outputs:
         """Uncalibrated outputs of all cells; each half is scored by a fit on the other."""
-        halves = np.array_split(np.random.default_rng(self.seed).permutation(len(self.codes)), 2)
+        halves = np.array_split(np.random.default_rng(self.seed).permutation(len(self.bank)), 2)
         parts = [self.fitted(one).outputs(self.view.taken(other)) for one, other in (halves, halves[::-1])]
         back = np.argsort(np.concatenate(halves[::-1]))
         return Outputs.joined(parts).taken(back)

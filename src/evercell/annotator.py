@@ -23,6 +23,7 @@ from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
+from evercell.profiles import ProfileModel
 from evercell.rejection import Outputs, Rejector
 from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
@@ -68,6 +69,8 @@ class Annotator:
     linear_share
         Weight of the linear member in the average of log-probabilities; the transformer has the rest. With 1 the linear
         member alone decides (`linear_only`).
+    profiles
+        Profiles of the types over marker genes, or None; their share of the average is their own.
     """
 
     vocabulary: GeneVocabulary
@@ -85,6 +88,7 @@ class Annotator:
     strategy_state: Mapping[str, np.ndarray] = field(default_factory=dict)
     sketch: Sketch | None = None
     linear_share: float = EVEN
+    profiles: ProfileModel | None = None
 
     @classmethod
     def begun(
@@ -96,7 +100,7 @@ class Annotator:
         types: CellTypes | None = None,
         **parts: Any,
     ) -> Annotator:
-        """A model without linear member, rejector and bank: pretrained, or about to be trained."""
+        """A model of a transformer alone, without rejector and bank: pretrained, or about to be trained."""
         return cls(
             vocabulary=vocabulary,
             types=types or CellTypes(()),
@@ -146,6 +150,7 @@ class Annotator:
             "linear": self.linear is not None,
             **({"linear_scaled": True} if self.linear is not None and self.linear.scaled else {}),
             **({"linear_share": self.linear_share} if self.linear_share != EVEN else {}),
+            **({"profiles": self.profiles.settings} if self.profiles is not None else {}),
             "types": self.types.to_dict(),
             "temperature": self.temperature,
             "rejector": self.rejector.name if self.rejector is not None else None,
@@ -157,6 +162,8 @@ class Annotator:
         found |= {f"head.{name}": t.detach().cpu().numpy() for name, t in self.head.state_dict().items()}
         if self.linear is not None:
             found |= {f"linear.{name}": array for name, array in self.linear.arrays().items()}
+        if self.profiles is not None:
+            found |= {f"profiles.{name}": array for name, array in self.profiles.arrays().items()}
         if self.rejector is not None:
             found |= {f"rejector.{name}": array for name, array in self.rejector.arrays.items()}
         return found | {f"strategy.{name}": array for name, array in self.strategy_state.items()}
@@ -167,13 +174,16 @@ class Annotator:
         return replace(self, backbone=backbone.eval().requires_grad_(False), head=head.eval().requires_grad_(False))
 
     def halved(self) -> Annotator:
-        """The model with backbone, head and linear member rounded to half precision, in which it is then stored."""
+        """The model with backbone, head and the other members rounded to half precision, in which it is then stored."""
         backbone, head = copy.deepcopy(self.backbone).half().float(), copy.deepcopy(self.head).half().float()
         linear = self.linear
         if linear is not None:
             weight, bias = (a.astype(np.float16).astype(np.float32) for a in (linear.weight, linear.bias))
             linear = replace(linear, weight=weight, bias=bias)
-        return replace(self, backbone=backbone, head=head, linear=linear)
+        profiles = self.profiles
+        if profiles is not None:
+            profiles = replace(profiles, means=profiles.means.astype(np.float16).astype(np.float32))
+        return replace(self, backbone=backbone, head=head, linear=linear, profiles=profiles)
 
     def over_genes(self, columns: np.ndarray) -> Annotator:
         """A pretrained model with only the genes `columns`, for a smaller model to be trained from it.
@@ -226,11 +236,12 @@ class Annotator:
         return representation, logits
 
     def averaged(self, log_proba: np.ndarray, view: View) -> np.ndarray:
-        """Log-probabilities of the transformer (B, K), averaged with the linear member's of the same cells."""
-        if self.linear is None:
-            return log_proba
-        found: np.ndarray = (1 - self.linear_share) * log_proba + self.linear_share * self.linear.log_proba(view)
-        return found
+        """Log-probabilities of the transformer (B, K), averaged with those of the other members of the same cells."""
+        if self.linear is not None:
+            log_proba = (1 - self.linear_share) * log_proba + self.linear_share * self.linear.log_proba(view)
+        if self.profiles is not None:
+            log_proba = (1 - self.profiles.share) * log_proba + self.profiles.share * self.profiles.log_proba(view)
+        return log_proba
 
     def outputs(self, view: View) -> Outputs:
         """What the model says of the cells of a view (counts over the model's genes)."""

@@ -33,6 +33,7 @@ from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
+from evercell.profiles import ProfileModel
 from evercell.rejection import REJECTORS
 from evercell.sketches import Sketch
 from evercell.tokenizers import TOKENIZERS
@@ -40,6 +41,7 @@ from evercell.tokenizers import TOKENIZERS
 FORMAT = 1
 FORMAT_WITH_SKETCH = 2  # a reader that does not know of sketches would forget what they hold
 FORMAT_WITH_SCALED = 3  # linear members with a centre and a ceiling, or with a share of their own
+FORMAT_WITH_PROFILES = 4  # a reader that does not know of profiles would label cells without them
 FILES = ("genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl")
 SEALED = "sealed.h5ad"
 SKETCH = "sketch.safetensors"
@@ -285,6 +287,8 @@ def _description(folder: Path) -> dict[str, Any]:
 
 def _format(parts: dict[str, Any], *, sketched: bool) -> int:
     """Version of the layout: the oldest that has room for what the model holds, so that older readers take the rest."""
+    if "profiles" in parts:
+        return FORMAT_WITH_PROFILES
     if "linear_scaled" in parts or "linear_share" in parts:
         return FORMAT_WITH_SCALED
     return FORMAT_WITH_SKETCH if sketched else FORMAT
@@ -318,6 +322,9 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
     backbone.load_state_dict({name: torch.from_numpy(array) for name, array in part("backbone.").items()})
     head.load_state_dict({name: torch.from_numpy(array) for name, array in part("head.").items()})
     linear = LinearModel(**part("linear.")) if description["linear"] else None
+    profiles = None
+    if "profiles" in description:
+        profiles = ProfileModel(**part("profiles."), **{n: float(x) for n, x in description["profiles"].items()})
     rejector = REJECTORS[description["rejector"]](part("rejector.")) if description["rejector"] else None
     return Annotator(
         vocabulary=vocabulary,
@@ -335,6 +342,7 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         strategy_state=part("strategy."),
         sketch=_read_sketch(folder, description, types),
         linear_share=float(description.get("linear_share", EVEN)),
+        profiles=profiles,
     )
 
 

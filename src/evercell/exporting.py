@@ -22,6 +22,7 @@ from evercell.annotator import Annotator
 from evercell.backbones.latent import LatentBackbone
 from evercell.cells import atomic_path
 from evercell.errors import ModelError, SettingsError
+from evercell.profiles import LEAST, NEVER
 from evercell.tokenizers import TokenBatch
 
 OPSET = 18
@@ -90,10 +91,11 @@ def export_onnx(model: Annotator, path: str | os.PathLike[str]) -> dict[str, Any
     """Write the way from tokens to log-probabilities as one ONNX file; batch and number of tokens stay open.
 
     Inputs are ``gene_ids`` (B, L) int64, ``values`` (B, L) float32 and ``mask`` (B, L) bool, as the model's tokenizer
-    makes them; with a linear member beside a tokenizer of bins also ``logged`` (B, L), the log-normalised expression of
-    each token; with a linear member that has a centre also ``measured`` (G,) bool. Outputs are ``representation``
-    (B, D) and, of a model with types, ``logits`` (B, K) of the transformer and ``log_proba`` (B, K), the calibrated
-    answer of the whole model. Genes, types and tokenizer are in the metadata of the file.
+    makes them; with other members beside a tokenizer of bins also ``logged`` (B, L), the log-normalised expression of
+    each token; with profiles, or a linear member that has a centre, also ``measured`` (G,) bool, the genes that the
+    study measured. Outputs are ``representation`` (B, D) and, of a model with types, ``logits`` (B, K) of the
+    transformer and ``log_proba`` (B, K), the calibrated answer of the whole model. Genes, types and tokenizer are in
+    the metadata of the file.
 
     Parameters
     ----------
@@ -183,11 +185,18 @@ class _Whole(nn.Module):
             self.backbone.compiled = False  # compiled loops cannot be traced
         self.n_types, self.temperature, self.share = len(model.types), model.temperature, model.linear_share
         self.linear = model.linear is not None
-        self.asks_logged = self.linear and model.tokenizer.n_bins is not None
-        self.asks_measured = model.linear is not None and model.linear.centre is not None
+        other_members = self.linear or model.profiles is not None
+        self.asks_logged = other_members and model.tokenizer.n_bins is not None
+        self.asks_measured = model.profiles is not None or (
+            model.linear is not None and model.linear.centre is not None
+        )
         if model.linear is not None:
             for name, array in model.linear.arrays().items():
                 self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)))
+        self.profiles = {} if model.profiles is None else model.profiles.settings
+        if model.profiles is not None:
+            for name, array in model.profiles.arrays().items():
+                self.register_buffer(f"profiles_{name}", torch.from_numpy(np.ascontiguousarray(array)))
 
     def forward(
         self,
@@ -203,19 +212,36 @@ class _Whole(nn.Module):
             return (representation,)
         logits = self.head(representation)
         log_proba = torch.log_softmax(logits, dim=1)
+        expressed = (values if logged is None else logged) * mask
         if self.linear:
-            told = torch.log_softmax(self._told(gene_ids, values if logged is None else logged, mask, measured), dim=1)
+            told = torch.log_softmax(self._told(gene_ids, expressed, measured), dim=1)
             log_proba = (1 - self.share) * log_proba + self.share * told
+        if self.profiles and measured is not None:
+            share = self.profiles["share"]
+            compared = torch.log_softmax(self._compared(gene_ids, expressed, measured), dim=1)
+            log_proba = (1 - share) * log_proba + share * compared
         return representation, logits, torch.log_softmax(log_proba / self.temperature, dim=1)
 
-    def _told(self, gene_ids: Tensor, expressed: Tensor, mask: Tensor, measured: Tensor | None) -> Tensor:
+    def _told(self, gene_ids: Tensor, expressed: Tensor, measured: Tensor | None) -> Tensor:
         """Logits of the linear member (B, K)."""
         buffers = dict(self.named_buffers(recurse=False))
         weight, offset = buffers["weight"], buffers["bias"]
-        expressed = expressed * mask
         if "ceiling" in buffers:
             expressed = torch.minimum(expressed, buffers["ceiling"][gene_ids])
-        if measured is not None:
+        if measured is not None and "centre" in buffers:
             offset = offset - (buffers["centre"] * measured) @ weight
         dense = torch.zeros(gene_ids.shape[0], weight.shape[0]).scatter_add(1, gene_ids, expressed)
         return dense @ weight + offset
+
+    def _compared(self, gene_ids: Tensor, expressed: Tensor, measured: Tensor) -> Tensor:
+        """Correlations with the profiles of the types (B, K), made to logits."""
+        buffers = dict(self.named_buffers(recurse=False))
+        genes, means = buffers["profiles_genes"], buffers["profiles_means"]
+        counted = measured[genes].to(means.dtype)  # (M,)
+        centre = means.mean(dim=1)
+        about = (means - centre.unsqueeze(1)) * counted.unsqueeze(1)
+        about = about / about.norm(dim=0).clamp(min=LEAST)
+        dense = torch.zeros(gene_ids.shape[0], measured.shape[0]).scatter_add(1, gene_ids, expressed)
+        cells = (dense[:, genes] - centre) * counted
+        correlations = cells @ about / cells.norm(dim=1, keepdim=True).clamp(min=LEAST)
+        return torch.where(buffers["profiles_known"], self.profiles["sharpness"] * correlations, NEVER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from evercell.classification import (
     held_out_loss,
     held_out_metrics,
     sealed_figures,
+    sketch_of,
     sums_of,
 )
 from evercell.errors import LabelsError, SettingsError
@@ -35,11 +37,13 @@ from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel, fit_linear, linear_member
+from evercell.profiles import ProfileModel
 from evercell.progress import progress
 from evercell.rejection import REJECTORS
-from evercell.sketches import Sketch, refuse_rare, too_few
+from evercell.sketches import refuse_rare, too_few
+from evercell.stored_counts import room_in
 from evercell.threads import threads_of
-from evercell.tokenizers import TOKENIZERS, Tokenizer, View
+from evercell.tokenizers import TOKENIZERS, Tokenizer
 from evercell.training import History, TrainingSettings, choose_device, fit, seeded
 from evercell.training_cells import (
     TrainingCells,
@@ -73,6 +77,8 @@ class ModelSettings:
         representations that are made once.
     linear, linear_share
         Ask a linear model too; its weight beside the transformer.
+    profiles
+        Compare cells with the profiles of the types over marker genes too (`evercell.profiles`).
     variable_genes
         Keep only the most variable genes, chosen on training cells; None keeps every gene that is expressed.
     least_cells
@@ -103,6 +109,7 @@ class ModelSettings:
     rejector: str = "combined"
     linear: bool = True
     linear_share: float = EVEN
+    profiles: bool = True
     variable_genes: int | None = None
     least_cells: int = 3
     balance: str = "sqrt"
@@ -144,6 +151,7 @@ def train(
     gene_column: str | None = None,
     device: str = "auto",
     state_folder: Path | None = None,
+    store: str | os.PathLike[str] | None = None,
     shown: bool | None = None,
 ) -> Annotator:
     """Make a first model from labelled cells.
@@ -173,6 +181,10 @@ def train(
         ``auto``, ``cpu`` or ``cuda``.
     state_folder
         Folder for the state of the run; the same call takes an interrupted run up again.
+    store
+        Folder on a disk with room, for more cells than fit into memory, given with their matrices in their files
+        (``read_cells(file, backed=True)``): counts lie there in temporary files, eight bytes a value and twice that
+        for a while. The numbers are those of a run in memory.
     shown
         Show a progress bar; by default in a terminal.
 
@@ -213,25 +225,26 @@ def train(
             hint="name the column that holds the cell types with --labels",
         )
     vocabulary = base.vocabulary if base is not None else vocabulary_of(studies, species=species, column=gene_column)
-    cells = gather(studies, vocabulary, types, species=species, column=gene_column)
-    if bank == "sketch":
-        refuse_rare(cells.codes, too_few(cells.codes, len(types)), types)
-    split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
-    if base is None:
-        columns = chosen_genes(
-            cells.taken(split.train), least_cells=settings.least_cells, variable_genes=settings.variable_genes
-        )
-        cells = cells.over_genes(columns)
-        vocabulary = vocabulary.taken(columns)
-    described = [describe(study) for study in studies]
-    if state_folder is not None:  # a run on other data or settings is another run
-        words = [described, settings.to_dict(), seed, base.fingerprint if base is not None else None]
-        run = json.dumps(words if bank == "cells" else [*words, bank])
-        state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
-    maker = _Maker(cells, vocabulary, types, base, settings, seed, choose_device(device), state_folder, shown)
-    first, history, metrics = maker.tried(split.train, split.validation)
-    sealed = sealed_rows(cells, split.validation, settings.sealed if bank == "cells" else 0, seed=seed)
-    model = maker.finished(maker.refitted(first, sealed) if settings.refit else first, sealed, bank)
+    with room_in(None if store is None else Path(store)) as place:
+        cells = gather(studies, vocabulary, types, species=species, column=gene_column, store=place)
+        if bank == "sketch":
+            refuse_rare(cells.codes, too_few(cells.codes, len(types)), types)
+        split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
+        if base is None:
+            columns = chosen_genes(
+                cells.taken(split.train), least_cells=settings.least_cells, variable_genes=settings.variable_genes
+            )
+            cells = cells.over_genes(columns)
+            vocabulary = vocabulary.taken(columns)
+        described = [describe(study) for study in studies]
+        if state_folder is not None:  # a run on other data or settings is another run
+            words = [described, settings.to_dict(), seed, base.fingerprint if base is not None else None]
+            run = json.dumps(words if bank == "cells" else [*words, bank])
+            state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
+        maker = _Maker(cells, vocabulary, types, base, settings, seed, choose_device(device), state_folder, shown)
+        first, history, metrics = maker.tried(split.train, split.validation)
+        sealed = sealed_rows(cells, split.validation, settings.sealed if bank == "cells" else 0, seed=seed)
+        model = maker.finished(maker.refitted(first, sealed) if settings.refit else first, sealed, bank)
     held_out = {"by": split.by, "groups": list(split.held_out), "cells": len(split.validation), "note": split.note}
     facts = {
         "verb": "train",
@@ -285,8 +298,8 @@ class _Maker:
         training, validation = self.cells.taken(train), self.cells.taken(held_out)
         model = self._new()
         history = self._fit(model, training, validation, self.settings.training, "try")
-        model = replace(model, linear=self._linear_member(training))
-        baseline = fit_linear(training.counts, training.codes, n_types=len(self.types), seed=self.seed)
+        model = replace(model, linear=self._linear_member(training), profiles=self._profiles(training))
+        baseline = fit_linear(training.stored, training.codes, n_types=len(self.types), seed=self.seed)
         model = calibrated(model, REJECTORS[self.settings.rejector], training, validation, seed=self.seed)
         return model, history, held_out_metrics(model, baseline, validation)
 
@@ -296,7 +309,8 @@ class _Maker:
             raise ValueError("the first model is not calibrated")
         model, cells = self._new(), self._unsealed(sealed)
         self._fit(model, cells, None, self.settings.training, "all")
-        model = replace(model, linear=self._linear_member(cells), temperature=first.temperature)
+        model = replace(model, linear=self._linear_member(cells), profiles=self._profiles(cells))
+        model = replace(model, temperature=first.temperature)
         rejector = fitted_rejector(model, REJECTORS[self.settings.rejector], cells, seed=self.seed)
         return replace(model, rejector=rejector.calibrated_as(first.rejector))
 
@@ -304,10 +318,11 @@ class _Maker:
         """The model with its example bank and its sealed cells, or its sketch, and what later updates start from."""
         cells, sealed_cells = self._unsealed(sealed), self.cells.taken(sealed)
         if bank_of == "sketch":
-            sketch = Sketch.of(cells.as_bank(stage=1), model.represent(View.whole(cells.counts))[0])
+            sketch = sketch_of(model, cells, stage=1)
             nothing = empty_bank(len(self.vocabulary))
             return replace(model, sketch=sketch, sealed=nothing, strategy_state=sums_of(model, cells).arrays())
-        bank = cells.as_bank(stage=1).taken(balanced_rows(cells.codes, self.settings.bank, self._rng()))
+        bank = cells.taken(balanced_rows(cells.codes, self.settings.bank, self._rng())).as_bank(stage=1)
+        bank = bank.taken(np.arange(len(bank)))  # without the studies that it has no cell of
         sums = sums_of(model, cells).arrays()
         return replace(model, bank=bank, sealed=sealed_cells.as_bank(stage=1), strategy_state=sums)
 
@@ -318,7 +333,10 @@ class _Maker:
         return np.random.default_rng(self.seed)
 
     def _linear_member(self, cells: TrainingCells) -> LinearModel | None:
-        return linear_member(cells.counts, cells.codes, len(self.types), self.seed) if self.settings.linear else None
+        return linear_member(cells.stored, cells.codes, len(self.types), self.seed) if self.settings.linear else None
+
+    def _profiles(self, cells: TrainingCells) -> ProfileModel | None:
+        return cells.profiles(len(self.types)) if self.settings.profiles else None
 
     def _new(self) -> Annotator:
         settings = self.settings

@@ -25,7 +25,7 @@ def fit_head(model: Annotator, cells: TrainingCells, augmentation: Augmentation,
     model.head.eval()
     rng = np.random.default_rng(seed)
     rows = sampled(cells.codes, MOST_CELLS, rng)
-    counts, codes, measured = cells.counts[rows], cells.codes[rows], cells.measured_by_any
+    counts, codes, measured = cells.stored[rows], cells.codes[rows], cells.measured_by_any
     found = [model.represent(View.whole(counts, measured))[0]]
     for _ in range(VIEWS):
         # Neighbours in the file are of one type or donor: a panel must not be theirs alone.

@@ -117,6 +117,7 @@ def _model(training: TrainingSettings, **more: Any) -> ModelSettings:
         tokenizer_settings={"zeros": True},
         backbone="performer",
         linear=False,
+        profiles=False,
         refit=False,
         training=training,
         augmentation=PLAIN,

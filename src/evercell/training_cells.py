@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix, issparse
 
 from evercell.bank import ExampleBank, balanced_rows, kinds_of
 from evercell.cells import find_counts
@@ -16,7 +17,9 @@ from evercell.celltypes import CellTypes
 from evercell.errors import LabelsError, SettingsError
 from evercell.genes import GeneVocabulary, align, canonical_genes
 from evercell.labels import listed, read_labels
+from evercell.profiles import ProfileModel, fit_profiles
 from evercell.sources import unmerged
+from evercell.stored_counts import CellCounts, stacked
 from evercell.tokenizers import View
 
 if TYPE_CHECKING:
@@ -34,12 +37,12 @@ def check_balance(balance: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """Labelled cells over a model's genes.
+    """Labelled cells over a model's genes, their counts in memory or in files.
 
     Parameters
     ----------
-    counts
-        Raw counts (N, G), CSR, float32.
+    stored
+        Raw counts (N, G), read some cells at a time; of a CSR matrix they are made.
     codes
         Type code of each cell (N,).
     studies
@@ -50,34 +53,59 @@ class TrainingCells:
         Donor or batch of each cell (N,), strings that name the study too; None where no study tells them.
     """
 
-    counts: csr_matrix
+    stored: CellCounts
     codes: np.ndarray
     studies: np.ndarray
     measured: np.ndarray
     groups: np.ndarray | None
 
+    def __post_init__(self) -> None:
+        if issparse(self.stored):
+            object.__setattr__(self, "stored", CellCounts.of(self.stored))
+
     def __len__(self) -> int:
         return len(self.codes)
 
+    @property
+    def counts(self) -> csr_matrix:
+        """Counts of all cells (N, G), CSR, float32: a copy in memory."""
+        return self.stored[:]
+
     def taken(self, rows: np.ndarray) -> TrainingCells:
-        """Only the cells `rows`."""
+        """Only the cells `rows`; no counts are copied."""
         groups = None if self.groups is None else self.groups[rows]
-        return TrainingCells(self.counts[rows], self.codes[rows], self.studies[rows], self.measured, groups)
+        return TrainingCells(self.stored.taken(rows), self.codes[rows], self.studies[rows], self.measured, groups)
 
     def over_genes(self, columns: np.ndarray) -> TrainingCells:
         """Only the genes `columns`."""
         return TrainingCells(
-            self.counts[:, columns].tocsr(), self.codes, self.studies, self.measured[:, columns], self.groups
+            self.stored.over_genes(columns), self.codes, self.studies, self.measured[:, columns], self.groups
         )
 
-    def as_bank(self, *, stage: int) -> ExampleBank:
-        """The cells as examples of a stage."""
-        return ExampleBank(self.counts, self.codes, np.full(len(self), stage), self.studies, self.measured)
+    def joined(self, other: TrainingCells) -> TrainingCells:
+        """Cells of both; `other` may know more genes, appended behind those of this one. Groups are dropped."""
+        more = other.stored.n_genes - self.stored.n_genes
+        return TrainingCells(
+            self.stored.joined(other.stored),
+            np.concatenate([self.codes, other.codes]),
+            np.concatenate([self.studies, other.studies + len(self.measured)]),
+            np.vstack([np.pad(self.measured, ((0, 0), (0, more))), other.measured]),
+            None,
+        )
+
+    def as_bank(self, *, stage: int | np.ndarray) -> ExampleBank:
+        """The cells as examples of a stage, or each of its own (N,), in memory."""
+        stages = np.array(np.broadcast_to(stage, len(self)))
+        return ExampleBank(self.counts, self.codes, stages, self.studies, self.measured)
 
     @property
     def measured_by_any(self) -> np.ndarray:
         """Genes that at least one study measured (G,), bool."""
         return np.asarray(self.measured.any(axis=0))
+
+    def profiles(self, n_types: int) -> ProfileModel:
+        """Profiles of the types (K) over marker genes."""
+        return fit_profiles(self.stored, self.codes, self.studies, self.measured, n_types=n_types)
 
     def sampling_weights(self, balance: str) -> np.ndarray:
         """Probability with which each cell is drawn in training (N,).
@@ -117,6 +145,20 @@ class Study:
     rows: np.ndarray  # labelled cells
     groups: np.ndarray | None
     notes: tuple[str, ...]
+
+    def blocks(self) -> Iterator[csr_matrix]:
+        """Counts of the labelled cells over the study's own genes, some cells at a time."""
+        for start, stop, block in self.counts.chunks():
+            inside = self.rows[np.searchsorted(self.rows, start) : np.searchsorted(self.rows, stop)] - start
+            if len(inside):
+                yield block if len(inside) == stop - start else block[inside]
+
+    def brought_to(
+        self, vocabulary: GeneVocabulary, *, species: str = "auto", column: str | None = None
+    ) -> tuple[Iterator[csr_matrix], np.ndarray]:
+        """The same over the genes of a vocabulary, and which of these the study measured (G,), bool."""
+        alignment = align(self.counts.genes, vocabulary, species=species, column=column, name=self.name)
+        return (alignment.apply(block) for block in self.blocks()), alignment.measured
 
 
 def read_study(
@@ -217,13 +259,10 @@ def gather(
     *,
     species: str = "auto",
     column: str | None = None,
+    store: Path | None = None,
 ) -> TrainingCells:
-    """Labelled cells of all studies over the genes of a vocabulary."""
-    counts, measured = [], []
-    for study in studies:
-        alignment = align(study.counts.genes, vocabulary, species=species, column=column, name=study.name)
-        counts.append(alignment.apply(study.counts.to_csr()[study.rows]))
-        measured.append(alignment.measured)
+    """Labelled cells of all studies over the genes of a vocabulary; `store` as in `stacked`."""
+    brought = [study.brought_to(vocabulary, species=species, column=column) for study in studies]
     groups = None
     if any(study.groups is not None for study in studies) or len(studies) > 2:
         # With several studies, a study without donors is one group.
@@ -231,20 +270,27 @@ def gather(
             [np.full(len(s.rows), s.name, dtype=object) if s.groups is None else s.groups for s in studies]
         )
     return TrainingCells(
-        counts=vstack(counts, format="csr"),
+        stored=CellCounts.of(stacked((block for blocks, _ in brought for block in blocks), store), store),
         codes=np.concatenate([types.codes(study.labels) for study in studies]),
         studies=np.repeat(np.arange(len(studies)), [len(study.rows) for study in studies]),
-        measured=np.stack(measured),
+        measured=np.stack([measured for _, measured in brought]),
         groups=groups,
     )
 
 
 def describe(study: Study) -> dict[str, Any]:
     """What the ledger says of a data set; the fingerprint covers its counts, genes and labels."""
-    counts = study.counts.to_csr()
-    digest = hashlib.sha256()
-    for array in (counts.data, counts.indices, counts.indptr):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    # Values, columns and row pointers of all cells as one matrix has them, read twice so that none has to be there.
+    digest, sizes, kind = hashlib.sha256(), [np.zeros(1, dtype=np.int64)], np.dtype(np.int32)
+    for _, _, block in study.counts.chunks():
+        digest.update(block.data)
+        sizes.append(np.diff(block.indptr))
+        kind = np.promote_types(kind, block.indices.dtype)
+    indptr = np.cumsum(np.concatenate(sizes))
+    kind = np.promote_types(kind, np.min_scalar_type(-int(indptr[-1]) - 1))
+    for _, _, block in study.counts.chunks():
+        digest.update(block.indices.astype(kind))
+    digest.update(indptr.astype(kind).tobytes())
     digest.update("\n".join([*map(str, study.counts.genes.index), *study.labels]).encode())
     return {
         "name": study.name,
@@ -258,13 +304,18 @@ def describe(study: Study) -> dict[str, Any]:
 
 def chosen_genes(cells: TrainingCells, *, least_cells: int, variable_genes: int | None) -> np.ndarray:
     """Columns of the genes that enough cells express, at most the `variable_genes` most variable of them."""
-    n_cells = np.bincount(cells.counts.indices, minlength=cells.counts.shape[1])
+    n_cells = np.zeros(cells.stored.n_genes, dtype=np.int64)
+    for block in cells.stored.blocks():
+        n_cells += np.bincount(block.indices, minlength=len(n_cells))
     expressed = np.flatnonzero(n_cells >= min(least_cells, max(len(cells) // 10, 1)))
     if variable_genes is None or len(expressed) <= variable_genes:
         return expressed
-    logged = View.whole(cells.counts).logged()
-    mean = np.asarray(logged.mean(axis=0)).ravel()
-    spread = np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2
+    mean, squares = np.zeros((2, len(n_cells)), dtype=np.float32)
+    for block in cells.stored.blocks():  # cell after cell, as the means of one matrix are summed up
+        logged = View.whole(block).log_normalised()
+        np.add.at(mean, block.indices, logged * (1.0 / len(cells)))
+        np.add.at(squares, block.indices, logged * logged * (1.0 / len(cells)))
+    spread = squares - mean**2
     # Dispersion of the logarithms among genes of like mean, as Scanpy's "seurat" flavour does.
     order = np.argsort(mean[expressed], kind="stable")
     relative = np.empty(len(expressed))

@@ -29,7 +29,7 @@ from evercell.commands.asking import (
 )
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
-from evercell.commands.paths import check_file_output, check_model_output, file_names, read_file
+from evercell.commands.paths import check_file_output, check_model_output, file_names
 from evercell.model_card import model_card, score_table, table, training_facts
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ Bank = Annotated[
 Batches = Annotated[
     int | None,
     typer.Option("--batches-a-step", metavar="K", help="Batches whose mean gradient is a step; processes share them."),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="FOLDER", help="Keep counts in temporary files here, not in memory."),
 ]
 Resume = Annotated[
     Path | None,
@@ -84,6 +88,7 @@ def train(
     bank: Bank = "cells",
     device: Device = "auto",
     report: Report = None,
+    store: Store = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -105,7 +110,7 @@ def train(
     check_asked(asked, published, finetune=finetune, balance=balance)
     names = file_names(files)
     given = asked.model(console)
-    adatas = [read_file(file, console, layer=layer) for file in files]
+    adatas = [read_labelled(file, console, layer=layer, store=store) for file in files]
     n_cells = sum(adata.n_obs for adata in adatas)
     settings = model_settings(asked, given, published, n_cells, refit=refit, finetune=finetune, balance=balance)
     if donor is not None and batch is not None:
@@ -126,6 +131,7 @@ def train(
             gene_column=gene_column,
             device=device,
             state_folder=resume,
+            store=store,
             shown=console.shown,
         )
     if not process.first:
@@ -168,10 +174,7 @@ def pretrain(
     backbone: Backbone = None,
     backbone_setting: BackboneSetting = None,
     device: Device = "auto",
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", metavar="FOLDER", help="Keep counts in temporary files here, not in memory."),
-    ] = None,
+    store: Store = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -237,6 +240,15 @@ COMMANDS = {
         "evercell pretrain first.h5ad second.h5ad --output pretrained --resume state",
     ),
 }
+
+
+def read_labelled(file: Path, console: Console, *, layer: str | None, store: Path | None) -> AnnData:
+    """Cells of a file to learn from; with a store, counts stay in files of the kinds that can be read in parts."""
+    from evercell.cells import STORED, read_cells
+
+    adata = read_cells(file, layer=layer, backed=store is not None and file.suffix in STORED)
+    console.note(f"`{file}`: {adata.n_obs:,} cells, {adata.n_vars:,} genes")
+    return adata
 
 
 class Run:

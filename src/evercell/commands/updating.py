@@ -14,7 +14,7 @@ from evercell.commands.console import Console, examples
 from evercell.commands.models import Directory, load_model
 from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Seed, Species
 from evercell.commands.paths import check_model_output, file_names, read_file
-from evercell.commands.training import Bank, Output, Resume, Run
+from evercell.commands.training import Bank, Output, Resume, Run, Store, read_labelled
 from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.model_card import score_table, table
 from evercell.registry import find
@@ -84,6 +84,7 @@ def update(
     seed: Seed = 0,
     samples: Samples = None,
     device: Device = "auto",
+    store: Store = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -113,7 +114,8 @@ def update(
             hint="give the one file that `discover` wrote; the table says what its clusters are",
         )
     old = load_model(model, console)
-    adatas = [read_file(file, console, layer=layer) for file in files]
+    place = store if accept is None else None  # the accepted cells of a file are taken out of it
+    adatas = [read_labelled(file, console, layer=layer, store=place) for file in files]
     if published is not None:
         settings = published.over(sum(adata.n_obs for adata in adatas)).update
     settings = given_over(settings, selection=selection, refit=refit)
@@ -130,7 +132,7 @@ def update(
         strategy=chosen,
         mapping=meanings,
         accept_proposals=accept_proposals,
-        joint_with=[read_file(file, console, layer=layer) for file in joint_with] if joint_with else None,
+        joint_with=[read_labelled(one, console, layer=layer, store=store) for one in joint_with or ()] or None,
         bank=bank,
         bank_size=bank_size,
         settings=settings,
@@ -143,6 +145,7 @@ def update(
         gene_column=gene_column,
         device=device,
         state_folder=resume,
+        store=store,
         shown=console.shown,
     )
     facts = run.saved(new, previous=find(model))

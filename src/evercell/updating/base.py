@@ -15,11 +15,11 @@ from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
 from evercell.bank import ExampleBank, kinds_of
 from evercell.bank_selection import SELECTIONS, selected_rows
-from evercell.classification import Batch, features_of
+from evercell.classification import Batch, features_of, sketch_of, summed_up
 from evercell.discriminant import RunningSums
 from evercell.errors import SettingsError
 from evercell.linear import LinearModel, linear_member
-from evercell.sketches import Sketch
+from evercell.stored_counts import CellCounts
 from evercell.tokenizers import View
 from evercell.training import TrainingSettings
 from evercell.training_cells import TrainingCells, check_balance
@@ -193,7 +193,7 @@ class Strategy(ABC):
 
         Every type weighs alike: old types stay as the bank shows them.
         """
-        return linear_member(cells.counts, cells.codes, len(stage.model.types), stage.seed, stages=stages)
+        return linear_member(cells.stored, cells.codes, len(stage.model.types), stage.seed, stages=stages)
 
     def end(self, stage: StageContext) -> Annotator:
         """After the training: the model with its bank filled again and its running sums brought up to date."""
@@ -221,13 +221,7 @@ def trained_weights(stage: StageContext, which: str) -> None:
 
 def of_bank(bank: ExampleBank) -> TrainingCells:
     """Bank cells as training cells."""
-    return TrainingCells(bank.counts, bank.codes, bank.studies, bank.measured, None)
-
-
-def joined_cells(first: TrainingCells, second: TrainingCells) -> TrainingCells:
-    """Cells of both, over the same genes; groups are dropped."""
-    both = first.as_bank(stage=1).joined(second.as_bank(stage=2))
-    return of_bank(both)
+    return TrainingCells(CellCounts.of(bank.counts), bank.codes, bank.studies, bank.measured, None)
 
 
 def replay_share(bank: ExampleBank, settings: UpdateSettings) -> float:
@@ -250,7 +244,7 @@ def replayed(stage: StageContext) -> StageCells:
     fresh = new.sampling_weights(stage.settings.balance)
     if not len(bank):
         return StageCells(new, fresh)
-    both = joined_cells(of_bank(bank), new)
+    both = of_bank(bank).joined(new)
     if stage.settings.replay == 0:
         return StageCells(both, both.sampling_weights("none"))
     kinds = kinds_of(bank.codes, bank.stages)
@@ -266,28 +260,30 @@ def refilled(stage: StageContext, *, sums: RunningSums | None) -> Annotator:
     Sketches of earlier stages are carried over to the trained backbone. Without `sums` they are taken over bank, new
     cells and draws: those of earlier stages are of another representation.
     """
-    model, settings, cells = stage.model, stage.settings, stage.cells.as_bank(stage=stage.stage)
-    pool = stage.bank.joined(cells)
+    model, settings, cells, n_kept = stage.model, stage.settings, stage.cells, len(stage.bank)
+    pool = of_bank(stage.bank).joined(cells)
+    stages = np.concatenate([stage.bank.stages, np.full(len(cells), stage.stage)])
     features = features_of(model, pool)
     sketch = None if model.sketch is None else followed(model.sketch, stage.teacher, model, seed=stage.seed)
     if sums is None:
-        sums = RunningSums.of(features, pool.codes, len(model.types))
+        sums = summed_up(features, pool.codes, len(model.types))
         if sketch is not None:
             sums += drawn_sums(model, sketch, seed=stage.seed)
     if not stage.keeps_cells:
-        new = Sketch.of(cells, model.represent(View.whole(cells.counts))[0])
+        new = sketch_of(model, cells, stage=stage.stage)
         if len(new):
             sketch = new if sketch is None else sketch.joined(new)
-        pool, features = stage.bank, features[: len(stage.bank)]
+        pool, stages, features = pool.taken(np.arange(n_kept)), stages[:n_kept], features[:n_kept]
     total = settings.bank if settings.bank is not None else int(model.settings.get("bank", 1000))
     rows = selected_rows(
         pool.codes,
-        pool.stages,
+        stages,
         total,
         how=settings.selection,
         features=features,
         rows_of_types=model.head.classifier.weight.detach().cpu().numpy(),
         rng=np.random.default_rng(stage.seed),
     )
+    bank = pool.taken(rows).as_bank(stage=stages[rows])
     state = sums.widened(len(model.types)).arrays()
-    return replace(model, bank=pool.taken(rows), sketch=sketch, strategy_state=state)
+    return replace(model, bank=bank.taken(np.arange(len(bank))), sketch=sketch, strategy_state=state)

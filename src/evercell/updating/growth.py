@@ -44,6 +44,7 @@ def grown(old: Annotator, types: CellTypes, vocabulary: GeneVocabulary, *, seed:
         backbone=_grown_backbone(old, len(vocabulary), seed),
         head=head,
         linear=None,
+        profiles=None,
         rejector=None,
         temperature=1.0,
         bank=old.bank.widened(len(vocabulary)),

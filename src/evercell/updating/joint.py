@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from evercell.errors import SettingsError
-from evercell.updating.base import StageCells, StageContext, Strategy, joined_cells
+from evercell.updating.base import StageCells, StageContext, Strategy
 
 
 class JointStrategy(Strategy):
@@ -20,5 +20,5 @@ class JointStrategy(Strategy):
                 "the strategy `joint` learns from all data sets, but those of earlier stages were not given",
                 hint="give them with joint_with, or choose the strategy canal",
             )
-        cells = joined_cells(stage.earlier, stage.cells)
+        cells = stage.earlier.joined(stage.cells)
         return StageCells(cells, cells.sampling_weights(stage.settings.balance))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from evercell.annotator import Annotator, best_temperature, tempered
 from evercell.bank import balanced_rows
-from evercell.classification import calibrated_rejector
+from evercell.classification import CellsView, calibrated_rejector, outputs_of
 from evercell.discriminant import RunningSums
 from evercell.rejection import Outputs, Rejector
 from evercell.sketches import DRAWN, Sketch
@@ -101,7 +101,7 @@ def calibrated_with_sketch(
     """The model with temperature and thresholds set on held-out cells and, for sketched stages, on draws."""
     plain = replace(model, temperature=1.0)
     drawn, drawn_codes = drawn_outputs(plain, sketch, sketch.numbers(CALIBRATION), seed=seed + 1)
-    said = Outputs.joined([plain.outputs(View.whole(held_out.counts, held_out.measured_by_any)), drawn])
+    said = _with_draws(outputs_of(plain, held_out.stored, held_out.measured_by_any), drawn)
     codes = np.concatenate([held_out.codes, drawn_codes])
     model = replace(model, temperature=best_temperature(said.log_proba, codes))
     said = replace(said, log_proba=tempered(said.log_proba, model.temperature))
@@ -109,9 +109,17 @@ def calibrated_with_sketch(
     return replace(model, rejector=calibrated_rejector(rejector, known, (said, codes), seed=seed))
 
 
+def _with_draws(outputs: Outputs, drawn: Outputs) -> Outputs:
+    """Outputs of cells, which may not all be in memory, and of draws."""
+    if not isinstance(outputs.view, CellsView) or drawn.view is None:
+        return Outputs.joined([outputs, drawn])
+    found = Outputs.joined([replace(one, view=None) for one in (outputs, drawn)])
+    return replace(found, view=outputs.view.joined_with(drawn.view))
+
+
 def _known(model: Annotator, cells: TrainingCells, sketch: Sketch, seed: int) -> tuple[Outputs, np.ndarray]:
     """What the model says of a class-balanced choice of training cells and of draws of the sketch, and their codes."""
     rows = balanced_rows(cells.codes, 4000, np.random.default_rng(seed))
-    outputs = model.outputs(View.whole(cells.counts[rows], cells.measured_by_any))
+    outputs = model.outputs(View.whole(cells.stored[rows], cells.measured_by_any))
     drawn, codes = drawn_outputs(model, sketch, sketch.numbers(DRAWN), seed=seed)
     return Outputs.joined([outputs, drawn]), np.concatenate([cells.codes[rows], codes])

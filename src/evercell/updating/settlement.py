@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from evercell.annotator import Annotator
 from evercell.celltypes import Reconciliation, reconcile
+from evercell.classification import outputs_of
 from evercell.errors import LabelsError
-from evercell.genes import align
-from evercell.tokenizers import View
+from evercell.stored_counts import CellCounts, stacked
 from evercell.training_cells import Study
 
 MOST_CELLS = 3000  # looked at by the old model
@@ -55,8 +56,9 @@ def looked_at(
     mapping: Mapping[str, str] | None = None,
     species: str = "auto",
     column: str | None = None,
+    store: Path | None = None,
 ) -> tuple[Reconciliation, pd.DataFrame, np.ndarray]:
-    """What names and the old model say of each label, before anything is settled.
+    """What names and the old model say of each label, before anything is settled; `store` as in `stacked`.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def looked_at(
             f"the mapping names `{found.unused[0]}`, which is no label of the data",
             hint="the labels are " + ", ".join(f"`{match.label}`" for match in found.matches[:8]),
         )
-    seen = [_seen(model, study, species, column) for study in studies]
+    seen = [_seen(model, study, species, column, store) for study in studies]
     proba, rejected = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     rows = np.linspace(0, len(labels) - 1, min(len(labels), MOST_CELLS)).astype(int)
     evidence = found.evidence(proba[rows], labels[rows], rejected=rejected[rows])
@@ -108,19 +110,20 @@ def settled(
     accept_proposals: bool = False,
     species: str = "auto",
     column: str | None = None,
+    store: Path | None = None,
 ) -> Settlement:
     """Settle every label: the user's mapping first, then by name, then by what the old model sees.
 
     With `accept_proposals`, a label whose cells lie on one old type takes its name (rename), a coarse label gives its
     cells the finer types that the old model tells (merge), and a label that reads like one type but lies on another
-    keeps its name.
+    keeps its name. `store` is for the counts that the old model looks at, as in `stacked`.
 
     Raises
     ------
     LabelsError
         If labels are open and neither a mapping names them nor proposals are accepted; all of them are listed.
     """
-    found, evidence, proba = looked_at(model, studies, mapping=mapping, species=species, column=column)
+    found, evidence, proba = looked_at(model, studies, mapping=mapping, species=species, column=column, store=store)
     labels = np.concatenate([study.labels for study in studies])
     open_rows = evidence[evidence["finding"].isin(OPEN) & ~evidence["label"].isin(found.mapped)]
     if len(open_rows) and not accept_proposals:
@@ -146,11 +149,12 @@ def settled(
     return Settlement(renamed, found, evidence)
 
 
-def _seen(model: Annotator, study: Study, species: str, column: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _seen(
+    model: Annotator, study: Study, species: str, column: str | None, store: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of the old model (N, K) for the labelled cells of a study, and which it would reject (N,)."""
-    alignment = align(study.counts.genes, model.vocabulary, species=species, column=column, name=study.name)
-    counts = alignment.apply(study.counts.to_csr()[study.rows])
-    outputs = model.outputs(View.whole(counts, alignment.measured))
+    blocks, measured = study.brought_to(model.vocabulary, species=species, column=column)
+    outputs = outputs_of(model, CellCounts.of(stacked(blocks, store), store), measured)
     if model.rejector is None:
         return outputs.proba, np.zeros(len(study.rows), dtype=bool)
     return outputs.proba, model.rejector.score(outputs) > model.rejector.threshold(UNKNOWN_RATE)

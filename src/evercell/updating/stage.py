@@ -31,7 +31,7 @@ from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
 from evercell.training import History, fit
 from evercell.training_cells import TrainingCells
-from evercell.updating.base import StageContext, Strategy, UpdateSettings, joined_cells, of_bank
+from evercell.updating.base import StageContext, Strategy, UpdateSettings, of_bank
 from evercell.updating.growth import grown
 from evercell.updating.recall import calibrated_with_sketch, recalled_loss, rejector_with_sketch
 
@@ -73,19 +73,19 @@ class StageMaker:
         kept, looked_at = bank, held_out
         if strategy.uses_bank and self.earlier is None and strategy.trained != "nothing" and len(bank) > 1:
             again = split_cells(bank.codes, test_share=settings.held_out, seed=self.seed)
-            kept, looked_at = bank.taken(again.train), joined_cells(of_bank(bank.taken(again.validation)), held_out)
+            kept, looked_at = bank.taken(again.train), of_bank(bank.taken(again.validation)).joined(held_out)
         recalls = self._recalls(strategy)
         if recalls and (others := self._drawn(self.seed + 1)) is not None:
-            looked_at = joined_cells(of_bank(others), looked_at)
+            looked_at = of_bank(others).joined(looked_at)
         model, history, stage = self._trained(strategy(), settings, (self.train, kept, looked_at), bank, folder)
         seen, _ = _seen(strategy, stage)
 
-        baseline = fit_linear(seen.counts, seen.codes, n_types=len(self.types), seed=self.seed)
+        baseline = fit_linear(seen.stored, seen.codes, n_types=len(self.types), seed=self.seed)
         unseen = held_out
         if self.old.sealed is not None and len(self.old.sealed):
-            unseen = joined_cells(of_bank(self.old.sealed.widened(len(self.vocabulary))), held_out)
+            unseen = of_bank(self.old.sealed.widened(len(self.vocabulary))).joined(held_out)
         if recalls:
-            real = joined_cells(of_bank(stage.bank), stage.cells)
+            real = of_bank(stage.bank).joined(stage.cells)
             model = calibrated_with_sketch(model, rejector, real, unseen, self._carried(model), seed=self.seed)
         else:
             model = calibrated(model, rejector, seen, unseen, seed=self.seed)
@@ -95,7 +95,7 @@ class StageMaker:
             temperature, first = model.temperature, model.rejector
             model, _, stage = self._trained(strategy(), settings, (rows, bank, None), bank, folder)
             if recalls:
-                real = joined_cells(of_bank(stage.bank), stage.cells)
+                real = of_bank(stage.bank).joined(stage.cells)
                 fitted = rejector_with_sketch(model, rejector, real, self._carried(model), seed=self.seed)
             else:
                 fitted = fitted_rejector(model, rejector, _seen(strategy, stage)[0], seed=self.seed)
@@ -190,6 +190,8 @@ class StageMaker:
         done.head.requires_grad_(True)
         if self.old.linear is not None and strategy.uses_bank:
             done = replace(done, linear=strategy.linear_member(stage, *_seen(type(strategy), stage)))
+        if self.old.profiles is not None and strategy.uses_bank:
+            done = replace(done, profiles=_seen(type(strategy), stage)[0].profiles(len(self.types)))
         return done, history, stage
 
 
@@ -199,4 +201,4 @@ def _seen(strategy: type[Strategy], stage: StageContext) -> tuple[TrainingCells,
         return stage.cells, np.full(len(stage.cells), stage.stage)
     earlier = stage.examples.stages if stage.earlier is None else stage.earlier.studies + 1
     stages = np.concatenate([earlier, np.full(len(stage.cells), stage.stage)])
-    return joined_cells(stage.remembered(), stage.cells), stages
+    return stage.remembered().joined(stage.cells), stages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from evercell.errors import GateError, ModelError, SettingsError
 from evercell.evaluation import Split, split_cells
 from evercell.genes import GeneVocabulary
 from evercell.sketches import refuse_rare, too_few
-from evercell.stored_counts import cell_digests
+from evercell.stored_counts import cell_digests, room_in
 from evercell.training import choose_device
 from evercell.training_cells import (
     Study,
@@ -67,6 +68,7 @@ def update(
     gene_column: str | None = None,
     device: str = "auto",
     state_folder: Path | None = None,
+    store: str | os.PathLike[str] | None = None,
     shown: bool | None = None,
 ) -> Annotator:
     """Teach a model a new labelled data set without forgetting the earlier ones.
@@ -104,7 +106,7 @@ def update(
         Share of its sealed cells that an old type may lose.
     force
         Return what was asked for, tried once, even if an old type falls.
-    names, layer, species, gene_column, device, state_folder, shown
+    names, layer, species, gene_column, device, state_folder, store, shown
         As `train` takes them.
 
     Returns
@@ -149,44 +151,41 @@ def update(
     adatas = [data] if not isinstance(data, Sequence) else list(data)
     studies = read_studies(adatas, labels, groups=groups, layer=layer, names=names, least_types=1)
     chosen = read_mapping(mapping) if isinstance(mapping, str | Path) else mapping
-    agreed = settled(
-        old, studies, mapping=chosen, accept_proposals=accept_proposals, species=species, column=gene_column
-    )
-    studies = agreed.studies
-    types = old.types.extended(sorted({name for study in studies for name in study.labels}), stage)
-
-    cells, vocabulary, split = _gathered(
-        old, studies, types, settings=settings, seed=seed, species=species, column=gene_column, grow=asked.learns_genes
-    )
-    if bank == "sketch":
-        _check_rare(old, cells.codes if settings.refit else cells.codes[split.train], types)
-    earlier = None
-    if joint_with is not None:
-        earlier_names = [f"earlier {i + 1}" for i in range(len(joint_with))]
-        given = read_studies(joint_with, labels, layer=layer, names=earlier_names, least_types=1)
-        known = settled(old, given, mapping=None, accept_proposals=True, species=species, column=gene_column)
-        earlier = gather(known.studies, vocabulary, types, species=species, column=gene_column)
-        earlier = without_sealed(earlier, old.sealed)
-
-    described = [describe(study) for study in studies]
-    if state_folder is not None:  # an update of other data, settings or model is another run
-        words = [described, settings.to_dict(), seed, strategy, old.fingerprint, list(types.names)]
-        run = json.dumps(words if bank == "cells" else [*words, bank])
-        state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
+    how: dict[str, Any] = {"species": species, "column": gene_column}
     keeps_cells = bank == "cells"
-    sealed = sealed_rows(cells, split.validation, settings.sealed if keeps_cells else 0, seed=seed)
-    maker = StageMaker(
-        old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown, keeps_cells
-    )
-    attempts = _attempts(old, strategy, settings, force=force)
-    made, tries = _first_that_holds(maker, attempts, state_folder, tolerance, force)
+    with room_in(None if store is None else Path(store)) as place:
+        agreed = settled(old, studies, mapping=chosen, accept_proposals=accept_proposals, store=place, **how)
+        studies = agreed.studies
+        types = old.types.extended(sorted({name for study in studies for name in study.labels}), stage)
+        cells, vocabulary, split = _gathered(
+            old, studies, types, settings=settings, seed=seed, grow=asked.learns_genes, store=place, **how
+        )
+        if not keeps_cells:
+            _check_rare(old, cells.codes if settings.refit else cells.codes[split.train], types)
+        earlier = None
+        if joint_with is not None:
+            names = [f"earlier {i + 1}" for i in range(len(joint_with))]
+            given = read_studies(joint_with, labels, layer=layer, names=names, least_types=1)
+            known = settled(old, given, accept_proposals=True, store=place, **how).studies
+            earlier = without_sealed(gather(known, vocabulary, types, store=place, **how), old.sealed)
+
+        described = [describe(study) for study in studies]
+        if state_folder is not None:  # an update of other data, settings or model is another run
+            words = [described, settings.to_dict(), seed, strategy, old.fingerprint, list(types.names)]
+            run = json.dumps(words if keeps_cells else [*words, bank])
+            state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
+        sealed = sealed_rows(cells, split.validation, settings.sealed if keeps_cells else 0, seed=seed)
+        maker = StageMaker(
+            old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown, keeps_cells
+        )
+        attempts = _attempts(old, strategy, settings, force=force)
+        made, tries = _first_that_holds(maker, attempts, state_folder, tolerance, force)
+        new_sealed = cells.taken(sealed).as_bank(stage=stage)
     if not keeps_cells and (made.model.bank.stages == stage).any():
         raise ModelError(
             f"the strategy `{strategy}` kept cells where only a sketch is allowed", hint="choose another strategy"
         )
-    new_sealed = cells.taken(sealed).as_bank(stage=stage)
-    if len(made.model.vocabulary) < new_sealed.counts.shape[1]:
-        new_sealed = new_sealed.over_genes(len(made.model.vocabulary))
+    new_sealed = new_sealed.over_genes(len(made.model.vocabulary))  # a strategy may have learnt of no new ones
     kept = new_sealed if old.sealed is None else old.sealed.joined(new_sealed)
     published = replace(made.model, sealed=kept)
     facts = {
@@ -243,12 +242,14 @@ def _gathered(
     species: str,
     column: str | None,
     grow: bool,
+    store: Path | None,
 ) -> tuple[TrainingCells, GeneVocabulary, Split]:
     """New cells over the old genes and those that they express besides, and which of them are held out."""
     vocabulary = old.vocabulary
     if grow and settings.new_genes and old.settings.get("variable_genes") is None:
         vocabulary = with_genes_of(vocabulary, studies, species=species, column=column)
-    cells = without_sealed(gather(studies, vocabulary, types, species=species, column=column), old.sealed)
+    cells = gather(studies, vocabulary, types, species=species, column=column, store=store)
+    cells = without_sealed(cells, old.sealed)
     split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
     expressed = chosen_genes(cells.taken(split.train), least_cells=settings.least_cells, variable_genes=None)
     columns = np.union1d(np.arange(len(old.vocabulary)), expressed)
@@ -305,5 +306,6 @@ def without_sealed(cells: TrainingCells, sealed: ExampleBank | None) -> Training
         return cells
     secret = set(cell_digests(sealed.counts))
     n_genes = sealed.counts.shape[1]
-    keep = [one not in secret for one in cell_digests(cells.counts[:, :n_genes].tocsr())]
+    blocks = cells.stored.blocks()
+    keep = [one not in secret for block in blocks for one in cell_digests(block[:, :n_genes].tocsr())]
     return cells if all(keep) else cells.taken(np.flatnonzero(keep))
