@@ -115,3 +115,22 @@ def test_the_commands_of_the_mouse_lung_page_run(run: Run, tmp_path: Path, monke
     assert load(tmp_path / "lung-model").ledger.stages[0].facts["settings"]["balance"] == "oversample"
     annotated = ad.read_h5ad(tmp_path / "annotated.h5ad")
     assert annotated.n_obs == 240
+
+
+def test_the_page_on_explanations_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer cells a group."""
+    monkeypatch.chdir(tmp_path)
+    said = []
+    for step in steps((PAGE.parent / "explain.md").read_text(encoding="utf-8")):
+        if not step.startswith("evercell "):
+            exec(compile(step.replace("max_cells=30", "max_cells=2"), "explain.md", "exec"), {})  # noqa: S102 -- its own
+            continue
+        words = shlex.split(step)[1:]
+        short = ["--max-cells", "3"] if words[0] == "explain" else []
+        code, out, err = run(*words, *short)
+        assert code == 0, f"{step}\n{out}\n{err}"
+        said.append(out)
+    assert any("`delta`" in out and "because of SST" in out for out in said)
+    assert any("called Unknown: unknown score" in out for out in said)
+    assert "<h3>Genes</h3>" in (tmp_path / "why.html").read_text(encoding="utf-8")
+    assert {"gene", "contribution"} <= set(pd.read_csv(tmp_path / "genes.csv"))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from evercell.errors import EvercellError as EvercellError
     from evercell.evaluation import evaluate as evaluate
     from evercell.examples import load_example as load_example
+    from evercell.explaining import Explanation as Explanation
+    from evercell.explaining import explain as explain
     from evercell.finetuning import ModelSettings as ModelSettings
     from evercell.finetuning import train as train
     from evercell.merging import merge as merge
@@ -45,6 +47,7 @@ _PUBLIC = {
     "Annotator": "annotator",
     "Discovery": "discovery",
     "EvercellError": "errors",
+    "Explanation": "explaining",
     "ModelSettings": "finetuning",
     "Preprocessing": "preprocessing",
     "PreprocessingSettings": "preprocessing",
@@ -54,6 +57,7 @@ _PUBLIC = {
     "discover": "discovery",
     "embed": "annotation",
     "evaluate": "evaluation",
+    "explain": "explaining",
     "load": "registry",
     "load_example": "examples",
     "merge": "merging",

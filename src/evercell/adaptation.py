@@ -110,7 +110,8 @@ class _Fit:
         if self.model.profiles is not None:
             measured = self.bank.measured & self.view.measured
             found = fit_profiles(self.view.counts[rows], codes, self.bank.studies[rows], measured, n_types=n_types)
-            profiles = replace(found, **self.model.profiles.settings)
+            old = self.model.profiles
+            profiles = replace(found, sharpness=old.sharpness, share=old.share)
         # Its weight here is `WEIGHT`, whatever share the model gives to a linear member that saw all genes.
         return replace(self.model, linear=linear, linear_share=EVEN, profiles=profiles, temperature=temperature)
 

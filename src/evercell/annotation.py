@@ -239,9 +239,8 @@ def _annotated(model: Annotator, query: AnnData, asked: Asked, name: str, key: s
     ready = Labeller.ready(model, counts, asked, name)
     blocks: list[Block] = []
     with progress("annotating", shown=asked.shown) as step:
-        for start in range(0, counts.shape[0], asked.chunk):
-            stop = min(start + asked.chunk, counts.shape[0])
-            blocks.append(ready.block(start, stop))
+        for _, stop, block in ready.blocks(0, counts.shape[0]):
+            blocks.append(block)
             step(stop, counts.shape[0], None)
     outputs = Outputs.joined([one.outputs for one in blocks])
     score = np.concatenate([one.score for one in blocks if one.score is not None]) if ready.rejector.per_cell else None

@@ -324,7 +324,11 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
     linear = LinearModel(**part("linear.")) if description["linear"] else None
     profiles = None
     if "profiles" in description:
-        profiles = ProfileModel(**part("profiles."), **{n: float(x) for n, x in description["profiles"].items()})
+        found, told = part("profiles."), description["profiles"]
+        profiles = ProfileModel(
+            found["genes"], found["means"], found["depth"], found["known"],
+            sharpness=float(told["sharpness"]), share=float(told["share"]),
+        )  # fmt: skip
     rejector = REJECTORS[description["rejector"]](part("rejector.")) if description["rejector"] else None
     return Annotator(
         vocabulary=vocabulary,

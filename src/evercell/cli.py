@@ -14,14 +14,17 @@ import typer
 from evercell import __version__
 from evercell.commands import (
     annotating,
+    benching,
     checking,
     discovering,
     exchanging,
+    explaining,
     merging,
     models,
     preprocessing,
     reconciling,
     registry,
+    serving,
     training,
     updating,
     validating,
@@ -69,10 +72,13 @@ for module in (
     updating,
     validating,
     annotating,
+    explaining,
     discovering,
+    serving,
     models,
     exchanging,
     checking,
+    benching,
 ):
     for command, epilog in module.COMMANDS.items():
         app.command(epilog=epilog)(command)

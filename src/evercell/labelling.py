@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from evercell import __version__
 from evercell.adaptation import LOST, familiar, fitted_to, lost_share
-from evercell.annotator import Annotator
+from evercell.annotator import BATCH, Annotator
 from evercell.cells import Counts
 from evercell.counts import empty_note
 from evercell.genes import Alignment, align
 from evercell.rejection import Outputs, Rejector
+from evercell.threads import MOST_THREADS
 from evercell.tokenizers import View
 from evercell.training import choose_device
 
@@ -124,6 +128,33 @@ class Labeller:
         score = self.rejector.score(outputs) if self.rejector.per_cell else None
         return Block(replace(outputs, view=None), score, np.diff(counts.indptr) == 0, view.totals == 0)
 
+    def blocks(self, first: int, end: int) -> Iterator[tuple[int, int, Block]]:
+        """`block` of the cells `first` to `end - 1`, in order: their start, their stop and what the model says of them.
+
+        Several threads of the CPU each read, tokenise and label blocks of their own, so that one reads while another
+        computes. What is in memory at a time stays `Asked.chunk` cells, give or take a block. The caller's number of
+        threads (of torch) is how many there are, and changes no number; backbones that spread their own work have one.
+        """
+        n_threads = min(torch.get_num_threads(), MOST_THREADS) if self.fitted.backbone.threaded else 1
+        spans = _spans(first, end, self.asked.chunk, n_threads)
+        if n_threads == 1 or len(spans) == 1:
+            yield from ((start, stop, self.block(start, stop)) for start, stop in spans)
+            return
+        before = torch.get_num_threads()
+        under_way: deque[tuple[int, int, Future[Block]]] = deque()
+        pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for start, stop in spans:
+                under_way.append((start, stop, pool.submit(self.block, start, stop)))
+                if len(under_way) > n_threads:
+                    one, last, block = under_way.popleft()
+                    yield one, last, block.result()
+            for one, last, block in under_way:
+                yield one, last, block.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
+
     def verdicts(self, block: Block, threshold: float) -> Verdicts:
         """Label, confidence and score of each cell of a block."""
         score = self.rejector.score(block.outputs) if block.score is None else block.score
@@ -182,6 +213,15 @@ class Labeller:
             "classes": list(self.model.types.names),
             "notes": notes,
         }
+
+
+def _spans(first: int, end: int, chunk: int, n_threads: int) -> list[tuple[int, int]]:
+    """Starts and stops of even blocks: about `chunk` cells in all threads; long blocks are of whole batches."""
+    rounds = max(-(-(end - first) // max(chunk, 1)), 1)
+    size = max(-(-(end - first) // (rounds * n_threads)), 1)
+    if size > BATCH:
+        size = -(-size // BATCH) * BATCH
+    return [(start, min(start + size, end)) for start in range(first, end, size)]
 
 
 def table(model: Annotator, verdicts: Verdicts, cells: pd.Index, key: str) -> pd.DataFrame:

@@ -180,9 +180,7 @@ def _label(sources: list[_Source], journal: _Journal, asked: Asked) -> None:
             for source in sources:
                 first, end = np.searchsorted(source.rows, [start, stop]).tolist()
                 threshold = source.ready.threshold()
-                for one in range(first, end, asked.chunk):
-                    last = min(one + asked.chunk, end)
-                    block = source.ready.block(one, last)
+                for one, last, block in source.ready.blocks(first, end):
                     verdicts = source.ready.verdicts(block, threshold)
                     rows = source.rows[one:last] - start
                     part["code"][rows] = verdicts.codes

@@ -17,6 +17,27 @@ from torch import Tensor
 from evercell.threads import shared_out
 
 _MOST = 40.0  # exponents beyond this are cut off: the product of two such factors is still a number
+_KNOWN = 8  # values of tokens whose part of the gates is kept
+
+
+@numba.njit(cache=True, nogil=True)
+def _add(embedding, genes, weights, sums):  # type: ignore[no-untyped-def]
+    """Add the rows of four genes to `sums` (S, M, D / S), with weights (S * M, 4).
+
+    One after the other, as single tokens would be; but a sum is read and written once for four.
+    """
+    n_latents, width = sums.shape[1], sums.shape[2]
+    for member in range(sums.shape[0]):
+        own = slice(member * width, (member + 1) * width)
+        row0, row1, row2, row3 = (
+            embedding[genes[0], own], embedding[genes[1], own], embedding[genes[2], own], embedding[genes[3], own],
+        )  # fmt: skip
+        for m in range(n_latents):
+            k = member * n_latents + m
+            w0, w1, w2, w3 = weights[k, 0], weights[k, 1], weights[k, 2], weights[k, 3]
+            into = sums[member, m]
+            for d in range(width):
+                into[d] = (((into[d] + w0 * row0[d]) + w1 * row1[d]) + w2 * row2[d]) + w3 * row3[d]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -24,20 +45,24 @@ def _forward(  # type: ignore[no-untyped-def]
     start, stop, gene_ids, values, lengths, embedding, gene_gate, slope, bias, gates, sums
 ):
     """Fill `gates` (B, L, S * M), the sigmoids, and `sums` (B, S, M, D / S), for the cells `start` to `stop`."""
-    n_latents, width = sums.shape[2], sums.shape[3]
+    n_gates = gates.shape[2]
+    weights = np.zeros((n_gates, 4), dtype=np.float32)
+    genes = np.zeros(4, dtype=np.int64)
     for cell in range(start, stop):
         sums[cell] = 0.0
-        for token in range(lengths[cell]):
-            gene, value = gene_ids[cell, token], values[cell, token]
-            for k in range(gates.shape[2]):
-                gate = np.float32(1.0) / (np.float32(1.0) + np.exp(-(gene_gate[gene, k] + slope[k] * value + bias[k])))
-                gates[cell, token, k] = gate
-                weight = gate * value
-                member = k // n_latents
-                row = embedding[gene, member * width : (member + 1) * width]
-                into = sums[cell, member, k % n_latents]
-                for d in range(width):
-                    into[d] += weight * row[d]
+        for first in range(0, lengths[cell], 4):
+            for j in range(4):
+                if first + j >= lengths[cell]:
+                    weights[:, j] = 0.0
+                    continue
+                gene, value = gene_ids[cell, first + j], values[cell, first + j]
+                genes[j] = gene
+                for k in range(n_gates):
+                    exponent = -(gene_gate[gene, k] + slope[k] * value + bias[k])
+                    gate = np.float32(1.0) / (np.float32(1.0) + np.exp(exponent))
+                    gates[cell, first + j, k] = gate
+                    weights[k, j] = gate * value
+            _add(embedding, genes, weights, sums[cell])
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -99,28 +124,36 @@ def _gather(  # type: ignore[no-untyped-def]
 ):
     """Fill `sums` (B, S, M, D / S) for the cells `start` to `stop`, with the gene's part of each gate given.
 
-    Most tokens of a cell have the value of the one before, a single count, so the value's part is seldom computed.
+    Most tokens of a cell hold one of a few small counts, so the value's part of the gates is kept for the last few.
     """
-    n_latents, width, n_gates = sums.shape[2], sums.shape[3], gene_factor.shape[1]
-    value_factor = np.empty(n_gates, dtype=np.float32)
-    weights = np.empty(n_gates, dtype=np.float32)
+    n_gates = sums.shape[1] * sums.shape[2]
+    known = np.empty(_KNOWN, dtype=np.float32)
+    value_factor = np.empty((_KNOWN, n_gates), dtype=np.float32)
+    weights = np.zeros((n_gates, 4), dtype=np.float32)
+    genes = np.zeros(4, dtype=np.int64)
     for cell in range(start, stop):
         sums[cell] = 0.0
-        last = np.float32(-1.0)
-        for token in range(lengths[cell]):
-            gene, value = gene_ids[cell, token], values[cell, token]
-            if value != last:
-                last = value
+        known[:] = -1.0
+        oldest = 0
+        for first in range(0, lengths[cell], 4):
+            for j in range(4):
+                if first + j >= lengths[cell]:
+                    weights[:, j] = 0.0
+                    continue
+                gene, value = gene_ids[cell, first + j], values[cell, first + j]
+                genes[j] = gene
+                place = 0
+                while place < _KNOWN and known[place] != value:
+                    place += 1
+                if place == _KNOWN:
+                    place, oldest = oldest, (oldest + 1) % _KNOWN
+                    known[place] = value
+                    for k in range(n_gates):
+                        exponent = min(max(-slope[k] * value, np.float32(-_MOST)), np.float32(_MOST))
+                        value_factor[place, k] = np.exp(exponent)
                 for k in range(n_gates):
-                    value_factor[k] = np.exp(min(max(-slope[k] * value, np.float32(-_MOST)), np.float32(_MOST)))
-            for k in range(n_gates):
-                weights[k] = value / (np.float32(1.0) + gene_factor[gene, k] * value_factor[k])
-            for k in range(n_gates):
-                member = k // n_latents
-                row = embedding[gene, member * width : (member + 1) * width]
-                into = sums[cell, member, k % n_latents]
-                for d in range(width):
-                    into[d] += weights[k] * row[d]
+                    weights[k, j] = value / (np.float32(1.0) + gene_factor[gene, k] * value_factor[place, k])
+            _add(embedding, genes, weights, sums[cell])
 
 
 def gated_sums(

@@ -13,6 +13,7 @@ import typer
 from evercell.commands.console import Console, examples
 from evercell.commands.models import check_model, load_model, model_and_cells
 from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Labelled, Layer, Model, Report, Species
+from evercell.commands.parts import annotate_parts, in_parts
 from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, is_table, read_file
 from evercell.errors import LabelsError, SettingsError
 from evercell.model_card import training_facts
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 FEW_GENES = 0.6  # share of the model's genes below which the user is told to expect less
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Cells with raw counts: .h5ad, .zarr, 10x, .loom, .csv.")]
+Files = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE|FOLDER",
+        help="Cells with raw counts: .h5ad, .zarr, 10x, .loom, .csv; or a folder of .h5ad, .zarr and 10x .h5 files.",
+    ),
+]
 Output = Annotated[
     Path,
     typer.Option("--output", metavar="FILE", help=".h5ad or .zarr: FILE and what is new; .csv or .tsv: a table."),
@@ -35,9 +43,16 @@ Output = Annotated[
 def annotate(
     context: typer.Context,
     *,
-    file: File,
+    file: Files,
     model: Model,
-    output: Output,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            metavar="FILE|FOLDER",
+            help=".h5ad or .zarr: FILE and what is new; .csv or .tsv: a table; a folder: the labels in parts.",
+        ),
+    ],
     reject: Annotated[
         str | None,
         typer.Option(
@@ -82,9 +97,18 @@ def annotate(
         typer.Option("--adapt/--no-adapt", help="Fit the linear member again where FILE lacks genes it leans on."),
     ] = True,
     device: Device = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="local|ray", help="Who labels: this machine, or a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Label N parts at a time, each in its own process.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Label the cells of a file. All that was in the file is kept; labels go to obs under the name evercell."""
+    """Label the cells of a file. All that was in the file is kept; labels go to obs under the name evercell.
+
+    Of a folder of files, or with --engine or --workers, the labels alone are written.
+    """
     from evercell.annotation import rejection_rate
     from evercell.cells import write_cells, write_table
     from evercell.copying import extended
@@ -94,6 +118,26 @@ def annotate(
     started = time.perf_counter()
     check_model(model)
     rejection_rate(reject)
+    if in_parts(file, output, engine=engine, workers=workers):
+        annotate_parts(
+            file,
+            output,
+            console,
+            for_one={"report": report, "truth": truth, "compat": compat, "majority": majority, "clusters": clusters},
+            as_json=as_json,
+            model=model,
+            engine=engine,
+            workers=workers,
+            reject=reject,
+            key_added=key_added,
+            layer=layer,
+            species=species,
+            gene_column=gene_column,
+            adapt=adapt,
+            empty_cells=empty_cells,
+            device=device,
+        )
+        return
     choose_device(device)
     check_file_output(output, (*CELL_SUFFIXES, *TABLE_SUFFIXES))
     if compat not in (None, "celltypist"):
@@ -254,6 +298,7 @@ COMMANDS = {
         "evercell annotate query.h5ad --model model --output annotated.h5ad",
         "evercell annotate filtered_feature_bc_matrix.h5 --model auto --output labels.csv --reject off",
         "evercell annotate query.h5ad --model model --output annotated.h5ad --majority --report report.html",
+        "evercell annotate atlas/ --model human-immune --output labels --workers 8",
     ),
     embed: examples(
         "evercell embed query.h5ad --model model --output embedded.h5ad",
