@@ -73,12 +73,13 @@ def test_probabilities_sum_to_one(model: Annotator, view: View, linear: bool) ->
     assert outputs.representation.shape == (150, model.backbone.width)
 
 
-def test_both_members_are_asked(model: Annotator, view: View) -> None:
+def test_all_members_are_asked(model: Annotator, view: View) -> None:
     assert model.linear is not None
-    both = replace(model, temperature=1.0).outputs(view)
-    alone = replace(model, linear=None, temperature=1.0).outputs(view)
-    mean = (alone.log_proba + model.linear.log_proba(view)) / 2
-    np.testing.assert_allclose(both.log_proba, tempered(mean, 1.0), atol=1e-5)
+    assert model.profiles is not None
+    together = replace(model, temperature=1.0).outputs(view)
+    alone = replace(model, linear=None, profiles=None, temperature=1.0).outputs(view)
+    mean = (alone.log_proba + model.linear.log_proba(view) + model.profiles.log_proba(view)) / 3
+    np.testing.assert_allclose(together.log_proba, tempered(mean, 1.0), atol=1e-5)
 
 
 def test_temperature_flattens_and_keeps_the_order() -> None:

@@ -90,7 +90,7 @@ def test_a_purely_linear_model_is_explained_exactly(model: Annotator, query: Ann
     linear = LinearModel(rng.normal(size=(n_genes, 4)).astype(np.float32), np.arange(4, dtype=np.float32))
     if scaled:
         linear = replace(linear, centre=rng.random(n_genes).astype(np.float32), ceiling=np.full(n_genes, 2, np.float32))
-    only = replace(model, linear=linear, linear_share=1.0, temperature=2.0)
+    only = replace(model, linear=linear, linear_share=1.0, profiles=None, temperature=2.0)
     view = view_of(model, query[:5])
     parts = contributions(only, view, 3, 1)
     logged = np.log1p(view.counts.toarray() * 1e4 / view.totals[:, None])

@@ -67,6 +67,7 @@ def test_from_upload_to_download(client: Client, done: dict[str, Any], query: Pa
     assert [row["evercell"] for row in rows] == list(cells.obs["evercell"])
 
 
+@pytest.mark.slow
 def test_tables_are_read_and_the_model_is_chosen(models: Path, upload: Upload, tmp_path: Path) -> None:
     synthetic_cells(60, seed=3).to_df().to_csv(tmp_path / "cells.csv")
     with (
@@ -110,6 +111,7 @@ def test_wrong_options_are_named(client: Client) -> None:
         assert answer.status_code == 422 and words in answer.json()["error"], answer.text
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_gone_with_its_process(models: Path, upload: Upload) -> None:
     many = stored(synthetic_cells(3000, seed=4))
     with served(models=str(models), jobs=1) as place, Client(base_url=place, headers=HEADERS, timeout=120) as client:
@@ -133,6 +135,7 @@ def test_removed_is_removed(client: Client, upload: Upload) -> None:
     assert client.get(f"/api/jobs/{job['id']}/files/h5ad").status_code == 404
 
 
+@pytest.mark.slow
 def test_files_go_with_their_time_and_with_the_server(
     models: Path, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,8 +296,7 @@ def evaluate(
 COMMANDS = {
     annotate: examples(
         "evercell annotate query.h5ad --model model --output annotated.h5ad",
-        "evercell annotate filtered_feature_bc_matrix.h5 --model auto --output labels.csv --reject off",
-        "evercell annotate query.h5ad --model model --output annotated.h5ad --majority --report report.html",
+        "evercell annotate query.h5 --model auto --output annotated.h5ad --majority --report report.html --reject off",
         "evercell annotate atlas/ --model human-immune --output labels --workers 8",
     ),
     embed: examples(
