@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from evercell.profiles import correlations
 from evercell.rejection.base import Outputs, Rejector
 from evercell.tokenizers.base import View
 
@@ -83,17 +84,10 @@ class MarkersRejector(Rejector):
 
     def _raw(self, outputs: Outputs) -> np.ndarray:
         """Minus the correlation of each cell with its most probable type (B,)."""
-        view = _cells(outputs)
         genes = self.arrays["genes"].astype(np.int64)
-        logged = View(view.counts[:, genes], view.totals, view.measured).logged()
-        centre, profiles = self.arrays["centre"], self.arrays["profiles"]
-        # Sparse products go gene by gene in each cell's own row, so that a cell is rounded alike in any company.
-        along = logged @ np.column_stack([profiles, centre])  # (B, K + 1)
-        squares = logged.multiply(logged).tocsr() @ np.ones(len(genes), dtype=np.float32)
-        length = np.sqrt(np.maximum(squares - 2 * along[:, -1] + (centre**2).sum(), 1e-9))
-        own = along[np.arange(logged.shape[0]), outputs.codes] - (centre @ profiles)[outputs.codes]
-        found: np.ndarray = -(own / length)
-        return found
+        found = correlations(_cells(outputs), genes, self.arrays["centre"], self.arrays["profiles"])
+        own: np.ndarray = -found[np.arange(len(outputs)), outputs.codes]
+        return own
 
 
 def _cells(outputs: Outputs) -> View:
