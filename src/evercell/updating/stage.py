@@ -188,10 +188,12 @@ class StageMaker:
         done = replace(done, backbone=copy.deepcopy(done.backbone), head=copy.deepcopy(done.head))
         done.backbone.requires_grad_(True)
         done.head.requires_grad_(True)
-        if self.old.linear is not None and strategy.uses_bank:
-            done = replace(done, linear=strategy.linear_member(stage, *_seen(type(strategy), stage)))
-        if self.old.profiles is not None and strategy.uses_bank:
-            done = replace(done, profiles=_seen(type(strategy), stage)[0].profiles(len(self.types)))
+        if strategy.uses_bank and (self.old.linear is not None or self.old.profiles is not None):
+            seen, stages = _seen(type(strategy), stage)
+            if self.old.linear is not None:
+                done = replace(done, linear=strategy.linear_member(stage, seen, stages))
+            if self.old.profiles is not None:
+                done = replace(done, profiles=seen.profiles(len(self.types)))
         return done, history, stage
 
 
