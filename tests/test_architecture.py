@@ -15,7 +15,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own row and from the rows above it; imports between modules of one row make no ring.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "plugins", "progress", "threads", "distributed", "engines"),
+    ("colours", "errors", "plugins", "progress", "threads", "distributed", "engines"),
     (
         "gene_names",
         "genes",

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from evercell.colours import UNKNOWN_COLOUR, type_colours
 from evercell.errors import CellsError, LabelsError
 from evercell.reporting import figures, findings, report, write_report
 from evercell.reporting.markers import rank_markers
@@ -171,7 +172,7 @@ def test_agreement_is_counted(page: Page) -> None:
 def test_the_map_shows_every_cell_once_in_one_colour_a_type(page: Page) -> None:
     types = page.plots["map"]["types"]
     assert sum(len(entry["x"]) for entry in types) == 150
-    assert types[0]["name"] == "Unknown" and types[0]["colour"] == figures.UNKNOWN_COLOUR  # drawn first, below all
+    assert types[0]["name"] == "Unknown" and types[0]["colour"] == UNKNOWN_COLOUR  # drawn first, below all
     for entry in types:
         assert len(entry["x"]) == len(entry["y"]) == len(entry["confidence"]) == len(entry["truth"])
         assert all(value == round(value, 2) for value in entry["x"])
@@ -288,10 +289,10 @@ def test_sampling_is_said_in_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_colours_are_distinct_and_follow_the_model() -> None:
     names = [f"type {i:02d}" for i in range(60)]
-    colours = figures.type_colours(names)
-    assert len(set(colours.values())) == 61 and colours["Unknown"] == figures.UNKNOWN_COLOUR
+    colours = type_colours(names)
+    assert len(set(colours.values())) == 61 and colours["Unknown"] == UNKNOWN_COLOUR
     # A second sample, in which half the types are missing, is coloured as the first where the model names its types.
-    assert figures.type_colours(names[30:], first=names)["type 40"] == colours["type 40"]
+    assert type_colours(names[30:], first=names)["type 40"] == colours["type 40"]
 
 
 def test_plot_text_is_literal() -> None:

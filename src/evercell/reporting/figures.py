@@ -8,59 +8,19 @@ plotly.js reads markup in it.
 
 from __future__ import annotations
 
-import colorsys
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-UNKNOWN = "Unknown"
-UNKNOWN_COLOUR = "#9aa0a6"
-
-# Ten calm colours, then the colours farthest from all earlier ones in OKLab, with a lightness that reads on white and
-# on near-black (0.5 to 0.8) and enough chroma not to be taken for the grey of unknown cells.
-# fmt: off
-PALETTE = (
-    "#4c78c8", "#e8853a", "#3fa66b", "#d1495b", "#8c6bc8", "#2ba6b4", "#c9a227", "#d16ba5",
-    "#8a6d4f", "#7fae3a", "#bbb2f1", "#a91097", "#10736a", "#10df8e", "#f1a0a9", "#d66af1",
-    "#8ecdb2", "#5846d6", "#8e4f73", "#107c10", "#f197e8", "#a94610", "#61a9f1", "#8534bb",
-    "#85d610", "#b21061", "#8e8519", "#10cdf1", "#c47c73", "#f14f10", "#106af1", "#df348e",
-    "#10a910", "#dfb285", "#8e8ec4", "#616a22", "#3d6a8e", "#9758f1", "#bbc422", "#6a5897",
-)
-# fmt: on
+from evercell.colours import UNKNOWN, UNKNOWN_COLOUR
 
 # A fixed length at the top: beside a tall figure a bar in proportion to it would be out of sight.
 COLOUR_BAR = {"thickness": 10, "lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top", "outlinewidth": 0}
 
 Figure = dict[str, Any]
-
-
-def type_colours(types: Iterable[str], *, first: Sequence[str] = ()) -> dict[str, str]:
-    """One colour for each cell type, the same in every plot.
-
-    Parameters
-    ----------
-    types
-        Types found in the data, in any order.
-    first
-        Types whose colours are given out first, in this order; the model's own types, so that two reports by one model
-        agree in their colours.
-
-    Returns
-    -------
-    dict
-        Type to hexadecimal colour. Unknown is always grey.
-    """
-    order = [*dict.fromkeys(first), *sorted(set(types) - set(first))]
-    order = [name for name in order if name != UNKNOWN]
-    colours = dict(zip(order, PALETTE, strict=False))
-    for index, name in enumerate(order[len(PALETTE) :]):
-        # The golden angle spreads hues evenly however many types follow; three lightnesses part near neighbours.
-        red, green, blue = colorsys.hls_to_rgb(index * 0.61803398875 % 1, (0.45, 0.6, 0.72)[index % 3], 0.6)
-        colours[name] = f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
-    return colours | {UNKNOWN: UNKNOWN_COLOUR}
 
 
 def plot_text(text: object, *, longest: int | None = None) -> str:

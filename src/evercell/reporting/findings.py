@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from evercell.reporting.figures import UNKNOWN
+from evercell.colours import UNKNOWN
 
 # Below these a report asks the reader to look. They are conventions, not measurements: each only starts a sentence.
 LOW_COVERAGE = 0.6

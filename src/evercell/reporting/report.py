@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from evercell.colours import UNKNOWN, type_colours
 from evercell.errors import CellsError, EvercellError, LabelsError
 from evercell.labels import is_unassigned
 from evercell.reporting import figures, findings
-from evercell.reporting.figures import UNKNOWN
 from evercell.reporting.findings import Overview
 from evercell.reporting.markers import Markers, rank_markers
 
@@ -116,7 +116,7 @@ def _contents(
     seed = int(settings.get("seed") or 0)
     classes = [str(name) for name in _sequence(settings.get("classes"))]
     given = cells["truth"].dropna() if "truth" in cells else ()
-    colours = figures.type_colours({*cells["label"], *given}, first=classes)
+    colours = type_colours({*cells["label"], *given}, first=classes)
     agreement = _agreement(cells)
     overview = _overview(cells, settings, truth=truth, agreement=agreement)
 

@@ -31,12 +31,12 @@ from evercell.annotation import annotate as label
 from evercell.cells import find_counts, read_cells, write_cells, write_table
 from evercell.checkpoint import load, save
 from evercell.choosing import Choice, choose
+from evercell.colours import PALETTE, type_colours
 from evercell.copying import can_be_extended, extended
 from evercell.errors import LabelsError
 from evercell.gene_names import canonical_genes
 from evercell.model_card import model_card, training_facts
 from evercell.reporting import write_report
-from evercell.reporting.figures import PALETTE, type_colours
 from evercell.reporting.findings import Overview, attention, summary
 from evercell.reporting.report import NEIGHBOURS, SAMPLE_COLUMNS, stratified_sample
 from evercell.serving.corrections import Correction, corrected
