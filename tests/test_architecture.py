@@ -72,10 +72,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "importing",
         "exporting",
     ),
-    ("discovery", "explaining", "comparison"),
+    ("discovery", "explaining", "comparison", "doctor"),
     ("crossvalidation",),
     ("reporting", "model_card"),
-    ("serving", "cli", "__main__", "commands", "demo", "doctor", "benching"),
+    ("serving", "cli", "__main__", "commands", "demo", "benching"),
     ("testing",),
 )
 RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}

@@ -165,7 +165,7 @@ def choose(
     choose_device(device)
     counts = query if isinstance(query, Counts) else find_counts(query, layer=layer, name=name, empty_cells="keep")
     canonical_genes(counts.genes, species=species, column=gene_column)  # a wrong word is no fault of the models
-    sample = _sample(counts, name)
+    sample = sample_of(counts, name)
     tried = [
         _tried(one, sample, species=species, gene_column=gene_column, adapt=adapt, name=name, device=device)
         for one in listed
@@ -200,7 +200,7 @@ def choose(
     return Choice(best.name, best.path, tuple(rows), reason, warning, sample.n_obs)
 
 
-def _sample(counts: Counts, name: str) -> AnnData:
+def sample_of(counts: Counts, name: str) -> AnnData:
     """Cells evenly spaced over a query, as counts; those without a count say nothing of a model."""
     import pandas as pd
     from anndata import AnnData

@@ -71,7 +71,7 @@ def read_labels(
     """
     obs = adata.obs
     if key not in obs.columns:
-        alike = [column for column in _label_columns(obs) if column != key]
+        alike = [column for column in label_columns(obs) if column != key]
         near = difflib.get_close_matches(key, [str(column) for column in obs.columns], n=3, cutoff=0.6)
         offered = list(dict.fromkeys(near + alike))
         raise LabelsError(
@@ -84,7 +84,7 @@ def read_labels(
     if pd.api.types.is_float_dtype(column) and not (column.dropna() % 1 == 0).all():
         raise LabelsError(
             f"column `{key}` of `{name}` holds measurements such as {column.dropna().iloc[0]:g}, not cell types",
-            hint=f"columns with labels: {listed(_label_columns(obs), 5) or 'none found'}; name one with --labels",
+            hint=f"columns with labels: {listed(label_columns(obs), 5) or 'none found'}; name one with --labels",
         )
     if pd.api.types.is_float_dtype(column):  # cluster numbers that became floats because some cells have none
         column = column.astype("Int64")
@@ -110,7 +110,7 @@ def read_labels(
     return labels
 
 
-def _label_columns(obs: pd.DataFrame) -> list[str]:
+def label_columns(obs: pd.DataFrame) -> list[str]:
     """Columns of text that repeat as labels do, those named like labels first."""
     found = []
     for column in obs.columns:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from evercell.errors import SettingsError
 from evercell.gene_names import Species, canonical_genes, current_symbol, orthologue_table
@@ -13,7 +14,7 @@ from evercell.gene_names import Species, canonical_genes, current_symbol, orthol
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["TYPES", "synthetic_cells"]
+__all__ = ["TYPES", "synthetic_cells", "with_ambient", "with_doublets", "with_empty_droplets"]
 
 TYPES = (
     "alpha", "beta", "delta", "gamma", "acinar", "ductal", "endothelial", "macrophage", "mast", "stellate", "epsilon",
@@ -144,3 +145,43 @@ def synthetic_cells(
         ),
         var=pd.DataFrame(index=list(symbols[:n_genes])),
     )
+
+
+def with_ambient(cells: AnnData, share: float, *, seed: int = 0) -> AnnData:
+    """Cells (N, G) of whose counts a share is replaced by draws from the mean of all cells: ambient RNA."""
+    rng = np.random.default_rng(seed)
+    found = cells.copy()
+    counts = found.X.tocsr().astype(np.int64)
+    soup = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
+    soup /= soup.sum()
+    before = np.asarray(counts.sum(axis=1)).ravel()
+    counts.data = rng.binomial(counts.data, 1 - share)
+    lost = before - np.asarray(counts.sum(axis=1)).ravel()
+    found.X = (counts + csr_matrix(rng.multinomial(lost, soup))).astype(np.float32)
+    return found
+
+
+def with_doublets(cells: AnnData, share: float, *, seed: int = 0) -> AnnData:
+    """Cells (N, G) of which a share has the counts of another, drawn at random, added to its own."""
+    rng = np.random.default_rng(seed)
+    found = cells.copy()
+    counts = found.X.tocsr().astype(np.float32)
+    first = rng.permutation(cells.n_obs)[: round(share * cells.n_obs)]
+    other = rng.integers(0, cells.n_obs, len(first))
+    choice = csr_matrix((np.ones(len(first)), (first, other)), shape=(cells.n_obs, cells.n_obs))
+    found.X = (counts + choice @ counts).astype(np.float32).tocsr()
+    return found
+
+
+def with_empty_droplets(cells: AnnData, share: float, *, depth: int = 30, seed: int = 0) -> AnnData:
+    """Cells (N, G) and, to be a share of all, droplets of about `depth` counts from the mean of all cells."""
+    import anndata as ad
+
+    rng = np.random.default_rng(seed)
+    counts = cells.X.tocsr().astype(np.float32)
+    soup = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
+    n = round(share / (1 - share) * cells.n_obs)
+    drops = csr_matrix(rng.multinomial(1 + rng.poisson(depth - 1, n), soup / soup.sum()), dtype=np.float32)
+    empty = ad.AnnData(drops, var=cells.var)
+    empty.obs_names = [f"droplet{i}" for i in range(n)]
+    return ad.concat([cells, empty], merge="same")

@@ -9,7 +9,7 @@ import typer
 
 from evercell.commands.console import Console, examples
 from evercell.commands.models import load_model
-from evercell.commands.options import Device, GeneColumn, Json, Layer, Seed, Species
+from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Layer, Seed, Species
 from evercell.commands.paths import check_parent
 from evercell.errors import SettingsError
 
@@ -68,37 +68,41 @@ def example(
 def doctor(
     context: typer.Context,
     *,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Cells to check as well.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Cells to check as well, before or after `annotate`.")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME|DIR", help="Check FILE against the genes of this model.")
+        str | None,
+        typer.Option("--model", metavar="NAME|DIR", help="Compare FILE with what this model was trained on."),
     ] = None,
     layer: Layer = None,
     species: Species = "auto",
     gene_column: GeneColumn = None,
+    key_added: KeyAdded = "evercell",
+    device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where there are warnings.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check the installation and a file.
 
-    Of a file: what it holds, whether evercell can use it, and what mends it.
+    Of a file: what it holds, whether its cells look like cells, and what mends it; with --model what the labels of a
+    sample of its cells would be like; of an annotated file whether its labels can be believed.
     """
-    from evercell.doctor import check_cells, check_installation
+    from evercell.doctor import check_installation, examine, number_of
 
     console: Console = context.obj
     if model is not None and file is None:
         raise SettingsError("--model is there to check a file against", hint="give the file too")
-    vocabulary = None if model is None else load_model(model, console).vocabulary
+    annotator = None if model is None else load_model(model, console)
     findings = check_installation()
     if file is not None:
-        findings += check_cells(file, vocabulary, layer=layer, species=species, gene_column=gene_column)
-    errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
-    lines = []
-    for one in findings:
-        lines.append(f"{one.level:<9}{one.subject}: {one.message}")
-        if one.mend:
-            lines.append(f"{'':<9}  -> {one.mend}")
+        findings += examine(
+            file, annotator, key=key_added, layer=layer, species=species, gene_column=gene_column, device=device
+        )
+    errors, warnings = (number_of(findings, severity) for severity in ("error", "warning"))
+    lines = [line for one in findings for line in one.lines()]
     lines.append(f"errors: {errors}, warnings: {warnings}" if errors or warnings else "nothing to mend")
-    data = {"ok": not errors, "errors": errors, "warnings": warnings, "findings": [vars(one) for one in findings]}
+    data = {"ok": not errors, "errors": errors, "warnings": warnings, "findings": [one.to_dict() for one in findings]}
     console.result("\n".join(lines), data, as_json=as_json)
     if errors:
         raise typer.Exit(2)
@@ -112,6 +116,7 @@ COMMANDS = {
     doctor: examples(
         "evercell doctor",
         "evercell doctor query.h5ad --model model",
+        "evercell doctor annotated.h5ad --model model",
         "evercell doctor query.h5ad --strict --json",
     ),
 }

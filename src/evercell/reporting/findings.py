@@ -10,12 +10,9 @@ from typing import Any
 import pandas as pd
 
 from evercell.colours import UNKNOWN
+from evercell.doctor import Finding
 
 # Below these a report asks the reader to look. They are conventions, not measurements: each only starts a sentence.
-LOW_COVERAGE = 0.6
-MANY_UNKNOWN = 0.2
-ONE_TYPE = 0.95
-LOW_CONFIDENCE = 0.5
 LOW_F1 = 0.5
 FEW_CELLS = 10
 
@@ -152,7 +149,7 @@ def summary(overview: Overview, attention: Sequence[Attention]) -> list[str]:
     return lines
 
 
-def attention(overview: Overview, notes: Sequence[str] = ()) -> list[Attention]:
+def attention(overview: Overview, notes: Sequence[str] = (), *, checked: Sequence[Finding] = ()) -> list[Attention]:
     """What a reader should look at before trusting the labels, each with its mend.
 
     Parameters
@@ -161,46 +158,15 @@ def attention(overview: Overview, notes: Sequence[str] = ()) -> list[Attention]:
         The numbers of the report.
     notes
         Warnings that the caller adds, shown first as they are.
+    checked
+        What the doctor found in the labels (`evercell.doctor.check_annotation`).
     """
     found = [Attention(str(note)) for note in notes]
-    known, share = overview.known, overview.share_of_model
-    if share is not None and share < LOW_COVERAGE:
-        found.append(
-            Attention(
-                f"Low gene coverage: only {percent(share)} of the model's genes were found in the data.",
-                "Check that the species is right and that gene names are symbols or Ensembl identifiers of that "
-                "species. For a targeted panel, trust types only whose markers are on the panel.",
-            )
-        )
-    if overview.n_unknown / overview.n_cells > MANY_UNKNOWN:
-        found.append(
-            Attention(
-                f"Many unknown cells: {percent(overview.n_unknown / overview.n_cells)} of the cells resembled no type "
-                "that the model knows.",
-                "If they form islands of their own on the map, they may be types the model has not seen: name them by "
-                "their markers and teach them with “evercell update”. If they are spread over the map, look at "
-                "quality, tissue and species, or choose a lower rate with “--reject”.",
-            )
-        )
-    if len(known) and known["share"].iloc[0] > ONE_TYPE and overview.n_cells >= FEW_CELLS:
-        found.append(
-            Attention(
-                f"One type everywhere: {percent(known['share'].iloc[0])} of the cells are labelled {known.index[0]}.",
-                "Right for sorted cells. Otherwise check that the input holds raw counts, that the model fits tissue "
-                "and species, and that the marker genes below are those of this type.",
-            )
-        )
-    if "confidence" in known:
-        unsure = known[(known["confidence"] < LOW_CONFIDENCE) & (known["cells"] >= FEW_CELLS)]
-        if len(unsure):
-            names = [f"{name} ({value:.2f})" for name, value in unsure["confidence"].items()]
-            found.append(
-                Attention(
-                    f"Low mean confidence: {listed(names)}.",
-                    "Compare their marker genes below with what is known of the type, and treat these labels as "
-                    "proposals.",
-                )
-            )
+    for one in checked:
+        if one.severity != "info":
+            expected = f" (expected: {one.expected})" if one.expected else ""
+            words = [f"{text[0].upper()}{text[1:]}." for text in (one.cause, one.mend) if text]
+            found.append(Attention(f"{one.subject.capitalize()}: {one.found.rstrip('.')}{expected}.", " ".join(words)))
     if overview.per_type is not None:
         poor = overview.per_type[(overview.per_type["f1"] < LOW_F1) & (overview.per_type["cells"] >= FEW_CELLS)]
         if len(poor):

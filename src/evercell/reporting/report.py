@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from evercell.colours import UNKNOWN, type_colours
+from evercell.doctor import check_annotation
 from evercell.errors import CellsError, EvercellError, LabelsError
 from evercell.labels import is_unassigned
 from evercell.reporting import figures, findings
@@ -156,7 +157,7 @@ def _contents(
     if ranked is not None and len(ranked.genes):
         plots["markers"] = figures.dot_plot(ranked.means[ranked.genes], ranked.shares[ranked.genes])
 
-    attention = findings.attention(overview, warnings)
+    attention = findings.attention(overview, warnings, checked=check_annotation(adata, key=key))
     versions = _versions()
     return {
         "key": key,

@@ -33,6 +33,7 @@ from evercell.checkpoint import load, save
 from evercell.choosing import Choice, choose
 from evercell.colours import PALETTE, type_colours
 from evercell.copying import can_be_extended, extended
+from evercell.doctor import check_labels
 from evercell.errors import LabelsError
 from evercell.gene_names import canonical_genes
 from evercell.model_card import model_card, training_facts
@@ -320,7 +321,8 @@ def _shown(
         settings=info,
     )
     warned = [choice.warning] if choice is not None and choice.warning else []
-    points = attention(overview, warned)
+    checked = check_labels(obs[KEY].astype(str).to_numpy(), confidence=confidence.to_numpy(float), info=info)
+    points = attention(overview, warned, checked=checked)
     samples = []
     for column in SAMPLE_COLUMNS:
         if column in adata.obs and 1 < adata.obs[column].nunique() <= max(adata.n_obs // 2, 2):
