@@ -3,6 +3,7 @@
 #
 #     bash runs/pretrain.sh OUTPUT [DATA]
 #     bash runs/pretrain.sh --without-tasks OUTPUT [DATA]    for benchmarks/transfer.py: no study of any of its tasks
+#     bash runs/pretrain.sh OUTPUT DATA OPTION...            with further options of `evercell pretrain`
 #
 # DATA holds labelled/{human,mouse}/*.h5ad and unlabelled/{human,mouse}/*.h5ad; ../shared/data by default. The state is
 # kept in OUTPUT.state: the same command takes an interrupted run up again. About 15 minutes of one CPU core.
@@ -19,7 +20,9 @@ if [ "${1:-}" = "--without-tasks" ]; then
 fi
 output=${1:?name the folder of the model to be made}
 data=${2:-$(dirname "$0")/../../shared/data}
+options=("${@:3}")
 
+shopt -s nullglob
 files=()
 for file in "$data"/labelled/*/*.h5ad "$data"/unlabelled/*/*.h5ad; do
     name=$(basename "$file" .h5ad)
@@ -27,4 +30,4 @@ for file in "$data"/labelled/*/*.h5ad "$data"/unlabelled/*/*.h5ad; do
 done
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} evercell pretrain "${files[@]}" --labels cell_type --samples "${SAMPLES:-320000}" \
     --seed 0 --resume "$output.state" --held-out pbmc1k_v3_10x --held-out mca_stomach_intestine_small \
-    --held-out htan_breast_liver_met --output "$output"
+    --held-out htan_breast_liver_met --output "$output" "${options[@]}"

@@ -60,6 +60,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "evaluation",
         "folds",
         "classification",
+        "pretraining_studies",
         "pretraining_cells",
     ),
     (

@@ -212,11 +212,14 @@ def test_pretrain_with_labels_then_train_a_head(folder: Path, run: Run, tmp_path
     files = [folder / "first.h5ad", folder / "second.h5ad"]
     code, out, err = run(
         "pretrain", *files, "--labels", "cell_type", "--held-out", "second", "--output", tmp_path / "base", *SMALL,
+        "--weight", "contrast=0", "--weight", "types=0.5", "--tissue", "donor",
     )  # fmt: skip
     assert code == 0, err
     assert "types told, of held-out studies" in out
     (stage,) = json.loads(f"[{(tmp_path / 'base' / 'ledger.jsonl').read_text()}]")
     assert stage["held_out"]["groups"] == ["second"]
+    assert (stage["settings"]["contrast"], stage["settings"]["supervised"]) == (0.0, 0.5)
+    assert stage["data"][0]["tissues"]
     train = ["train", folder / "first.h5ad", "--labels", "cell_type", "--output", tmp_path / "model"]
     code, _, err = run(*train, "--finetune", "head")
     assert code == 2

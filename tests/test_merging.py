@@ -26,7 +26,8 @@ from evercell.examples import copy_examples
 from evercell.finetuning import quick_settings
 from evercell.gene_names import canonical_genes, current_symbol
 from evercell.merging import merge, unmerged
-from evercell.pretraining_cells import gathered, read_for_pretraining, shared_vocabulary
+from evercell.pretraining_cells import gathered, shared_vocabulary
+from evercell.pretraining_studies import read_for_pretraining
 from evercell.sources import file_stems, gene_table
 from evercell.testing import synthetic_cells
 from evercell.training_cells import gather, read_studies, vocabulary_of

@@ -21,7 +21,8 @@ from evercell.errors import CellsError, GenesError, LabelsError, ModelError, Set
 from evercell.finetuning import quick_settings as quick_training
 from evercell.masking import Levels, MaskedExpression, Masking, mask_code, unit_bins
 from evercell.pretraining import PretrainingSettings, pretrain, quick_settings
-from evercell.pretraining_cells import PretrainingCells, cell_files, read_for_pretraining, split_studies
+from evercell.pretraining_cells import PretrainingCells, study_shares
+from evercell.pretraining_studies import cell_files, read_for_pretraining, split_studies, tissue_key
 from evercell.testing import synthetic_cells
 from evercell.tokenizers import TOKENIZERS, View
 from evercell.tokenizers.bins import expression_bins
@@ -431,3 +432,32 @@ def test_the_genes_that_most_studies_express_are_kept() -> None:
     assert kept == set(ec.pretrain([large], settings=few_steps(1)).vocabulary.symbols)
     with pytest.raises(SettingsError, match="most_genes"):
         few_steps(1, most_genes=0)
+
+
+def test_tissues_weigh_alike_however_many_studies_they_have() -> None:
+    sizes = (100, 100, 100, 400)
+    cells = PretrainingCells(
+        ("a", "b", "c", "d"),
+        tuple(sp.csr_matrix((n, 3)) for n in sizes),
+        np.ones((4, 3), dtype=bool),
+        tissues=({"blood": 1.0}, {"blood": 1.0}, {"blood": 0.5, "lung": 0.5}, {"gut": 1.0}),
+    )
+    untold = replace(cells, tissues=())
+    np.testing.assert_allclose(study_shares(untold, "sqrt", "equal"), [0.2, 0.2, 0.2, 0.4])
+    np.testing.assert_allclose(study_shares(cells, "sqrt", "none"), [0.2, 0.2, 0.2, 0.4])
+    # A third for each tissue: blood is shared as 1 : 1 : 0.5, lung has the half of a study, gut a whole one.
+    np.testing.assert_allclose(study_shares(cells, "sqrt", "equal"), np.array([0.4, 0.4, 0.2 + 1.0, 1.0]) / 3)
+    weights = np.sqrt([25, 5, 20])  # what the tissues' studies weigh together
+    expected = np.array([0.4 * weights[0], 0.4 * weights[0], 0.2 * weights[0] + weights[1], weights[2]])
+    np.testing.assert_allclose(study_shares(cells, "sqrt", "sqrt"), expected / expected.sum())
+
+
+def test_tissues_are_read_and_named_in_the_ledger(studies: list[AnnData]) -> None:
+    told = studies[0].copy()
+    told.obs["tissue"] = ["Bone_marrow"] * 100 + ["bone marrow (left)"] * 100 + ["lung"] * 100
+    assert tissue_key("Bone_marrow") == tissue_key("bone marrow (left)") == "bone marrow"
+    model = pretrain([told, studies[1]], tissues="tissue", settings=few_steps(2))
+    data = model.ledger.stages[0].facts["data"]
+    assert data[0]["tissues"] == {"bone marrow": 200, "lung": 100} and "tissues" not in data[1]
+    with pytest.raises(LabelsError, match="no data set has a column `tissue`"):
+        pretrain(studies, tissues="tissue", settings=few_steps(2))

@@ -15,7 +15,8 @@ import evercell as ec
 from evercell.backbones import BACKBONES
 from evercell.errors import LabelsError, SettingsError
 from evercell.pretraining import quick_settings
-from evercell.pretraining_cells import PretrainingCells, gathered, read_for_pretraining, shared_vocabulary, type_key
+from evercell.pretraining_cells import PretrainingCells, gathered, shared_vocabulary, type_key
+from evercell.pretraining_studies import read_for_pretraining
 from evercell.testing import synthetic_cells
 from evercell.type_targets import TypeTargets
 

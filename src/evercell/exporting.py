@@ -93,7 +93,8 @@ def export_onnx(model: Annotator, path: str | os.PathLike[str]) -> dict[str, Any
     Inputs are ``gene_ids`` (B, L) int64, ``values`` (B, L) float32 and ``mask`` (B, L) bool, as the model's tokenizer
     makes them; with other members beside a tokenizer of bins also ``logged`` (B, L), the log-normalised expression of
     each token; with profiles, or a linear member that has a centre, also ``measured`` (G,) bool, the genes that the
-    study measured. Outputs are ``representation`` (B, D) and, of a model with types, ``logits`` (B, K) of the
+    study measured; where the backbone looks at the library size ``totals`` (B,), counts over the measured genes.
+    Outputs are ``representation`` (B, D) and, of a model with types, ``logits`` (B, K) of the
     transformer and ``log_proba`` (B, K), the calibrated answer of the whole model. Genes, types and tokenizer are in
     the metadata of the file.
 
@@ -128,6 +129,8 @@ def export_onnx(model: Annotator, path: str | os.PathLike[str]) -> dict[str, Any
         tokens["logged"] = torch.ones(3, 5)
     batch, length = torch.export.Dim("cells", min=1), torch.export.Dim("tokens", min=1)
     shapes: dict[str, Any] = {name: {0: batch, 1: length} for name in tokens}
+    if whole.asks_totals:
+        tokens["totals"], shapes["totals"] = torch.ones(3), {0: batch}
     if whole.asks_measured:
         tokens["measured"], shapes["measured"] = torch.ones(len(model.vocabulary)) > 0, None
     outputs = ["representation", *(["logits", "log_proba"] if len(model.types) else [])]
@@ -183,6 +186,7 @@ class _Whole(nn.Module):
         self.backbone, self.head = copy.deepcopy(model.backbone), copy.deepcopy(model.head)
         if isinstance(self.backbone, LatentBackbone):
             self.backbone.compiled = False  # compiled loops cannot be traced
+        self.asks_totals = bool(self.backbone.settings.get("library_size"))
         self.n_types, self.temperature, self.share = len(model.types), model.temperature, model.linear_share
         self.linear = model.linear is not None
         other_members = self.linear or model.profiles is not None
@@ -205,9 +209,10 @@ class _Whole(nn.Module):
         mask: Tensor,
         logged: Tensor | None = None,
         measured: Tensor | None = None,
+        totals: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Representation (B, D), logits (B, K) and log-probabilities (B, K)."""
-        representation = self.backbone(TokenBatch(gene_ids, values, mask))
+        representation = self.backbone(TokenBatch(gene_ids, values, mask, totals))
         if not self.n_types:
             return (representation,)
         logits = self.head(representation)

@@ -8,7 +8,7 @@ learnt as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +122,7 @@ class Masking:
             of_gene[1][cells.repeat(genes.shape[1], axis=1)[unexpressed], genes[unexpressed]] = True
             masked = of_gene[1][cells, ids] & tokens.mask.numpy() & (rng.random(ids.shape) < self.replaced)
             values = torch.where(torch.from_numpy(masked), float(self.mask), tokens.values)
-            tokens = TokenBatch(tokens.gene_ids, values, tokens.mask)
+            tokens = replace(tokens, values=values)
         return Question(
             tokens=tokens,
             genes=torch.cat([expressed.gene_ids, torch.from_numpy(genes)], dim=1),

@@ -32,15 +32,9 @@ from evercell.errors import ModelError, SettingsError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
-from evercell.pretraining_cells import (
-    PretrainingCells,
-    PretrainingStudy,
-    gathered,
-    read_for_pretraining,
-    shared_vocabulary,
-    split_studies,
-)
+from evercell.pretraining_cells import PretrainingCells, gathered, shared_vocabulary
 from evercell.pretraining_objective import TERMS, Objective, validation
+from evercell.pretraining_studies import PretrainingStudy, read_for_pretraining, split_studies
 from evercell.progress import progress
 from evercell.stored_counts import room_in
 from evercell.threads import threads_of
@@ -77,6 +71,9 @@ class PretrainingSettings:
         Weight of telling the type of a labelled cell among the types that its study shows.
     balance
         How studies are drawn: by the root of their number of cells (``sqrt``), ``equal`` or by that number (``none``).
+    tissue_balance
+        Where a column of tissues is named, how tissues are drawn: ``equal``, by the root of what their studies weigh
+        together (``sqrt``), or by that (``none``).
     held_out
         Share of cells held out: whole studies where there are at least four, else whole donors where they are told.
     held_out_studies
@@ -102,6 +99,7 @@ class PretrainingSettings:
     contrast: float = 0.3
     supervised: float = 1.0
     balance: Literal["sqrt", "equal", "none"] = "sqrt"
+    tissue_balance: Literal["equal", "sqrt", "none"] = "equal"
     held_out: float = 0.1
     held_out_studies: tuple[str, ...] = ()
     vocabulary: Literal["union", "intersection"] = "union"
@@ -115,6 +113,7 @@ class PretrainingSettings:
     def __post_init__(self) -> None:
         for name, one, known in (
             ("balance", self.balance, ("sqrt", "equal", "none")),
+            ("tissue_balance", self.tissue_balance, ("equal", "sqrt", "none")),
             ("vocabulary", self.vocabulary, ("union", "intersection")),
         ):
             if one not in known:
@@ -142,6 +141,7 @@ def pretrain(
     base: Annotator | None = None,
     names: Sequence[str] | None = None,
     groups: str | None = None,
+    tissues: str | None = None,
     species: str = "auto",
     gene_column: str | None = None,
     layer: str | None = None,
@@ -169,6 +169,9 @@ def pretrain(
         Name of each data set, for messages, held-out studies and the ledger; by default the names of the files.
     groups
         Column of ``obs`` with donors or batches, to hold out whole ones where there are fewer than four studies.
+    tissues
+        Column of ``obs`` with tissues, in those data sets that have it: they are drawn as `settings` say, so that many
+        studies of one tissue do not crowd out the others. A study without it counts as a tissue of its own.
     species, gene_column, layer
         ``human``, ``mouse`` or ``auto``; column of ``var`` with gene names; where the counts are. Found if not given.
     device
@@ -210,7 +213,7 @@ def pretrain(
     given = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
     with room_in(None if store is None else Path(store)) as place:
         studies = read_for_pretraining(
-            given, names=names, groups=groups, labels=labels, layer=layer, store=place, shown=shown
+            given, names=names, groups=groups, labels=labels, tissues=tissues, layer=layer, store=place, shown=shown
         )
         split, rows = split_studies(studies, share=settings.held_out, names=settings.held_out_studies, seed=seed)
         facts = {

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from evercell.annotator import Annotator
 from evercell.errors import SettingsError
 from evercell.masking import Levels, MaskedExpression, Masking, Question, mask_code
+from evercell.pretraining_cells import PretrainingCells, study_shares
 from evercell.training import seeded
 from evercell.type_targets import TypeTargets
 
 if TYPE_CHECKING:
     from evercell.pretraining import PretrainingSettings
-    from evercell.pretraining_cells import PretrainingCells
 
 VALIDATION_CELLS, BATCH = 1000, 128
 TERMS = ("masked_loss", "contrast_loss", "type_loss")
@@ -37,7 +37,7 @@ class Objective:
             self.decoder = MaskedExpression(model.backbone, self.levels, settings.zero_queries).to(device)
             self.types = TypeTargets(model.backbone, cells).to(device)
         self.module = nn.ModuleDict({"backbone": model.backbone, "decoder": self.decoder, "types": self.types})
-        weights = cells.sizes ** {"sqrt": 0.5, "equal": 0.0, "none": 1.0}[settings.balance]
+        weights = study_shares(cells, settings.balance, settings.tissue_balance)
         if settings.masked == 0 and settings.contrast == 0:  # a study without labels teaches nothing then
             weights = weights * (cells.shown.any(axis=1) & (settings.supervised > 0))
         if not weights.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,13 @@ from evercell.training import seeded
 N_GENES = 60
 
 
+LIBRARY_SIZE = "latent, library size"  # an option that changes what the blocks are given
+
+
 def made(name: str, tokenizer: Tokenizer, seed: int = 0) -> Backbone:
     with seeded(seed):
+        if name == LIBRARY_SIZE:
+            return BACKBONES["latent"](N_GENES, n_bins=tokenizer.n_bins, library_size=True).eval()
         return BACKBONES[name](N_GENES, n_bins=tokenizer.n_bins).eval()
 
 
@@ -28,7 +34,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return TOKENIZERS[request.param]()
 
 
-@pytest.fixture(params=list(BACKBONES))
+@pytest.fixture(params=[*BACKBONES, LIBRARY_SIZE])
 def backbone(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Backbone:
     return made(request.param, tokenizer)
 
@@ -92,14 +98,14 @@ def test_permuting_cells_permutes_representations(backbone: Backbone, tokenizer:
 
 def test_the_order_of_the_tokens_means_nothing(backbone: Backbone, tokenizer: Tokenizer, view: View) -> None:
     tokens = tokenizer.tokenize(View(view.counts[5], view.totals[5:6], view.measured))
-    back = TokenBatch(tokens.gene_ids.flip(1), tokens.values.flip(1), tokens.mask.flip(1))
+    back = replace(tokens, gene_ids=tokens.gene_ids.flip(1), values=tokens.values.flip(1), mask=tokens.mask.flip(1))
     with torch.inference_mode():
         torch.testing.assert_close(backbone(back), backbone(tokens), atol=2e-6, rtol=1e-5)
 
 
 def test_values_count(backbone: Backbone, tokenizer: Tokenizer, view: View) -> None:
     tokens = tokenizer.tokenize(view)
-    other = TokenBatch(tokens.gene_ids, tokens.values.flip(1) * 0 + tokens.mask * 3.0, tokens.mask)
+    other = replace(tokens, values=tokens.values.flip(1) * 0 + tokens.mask * 3.0)
     with torch.inference_mode():
         assert not torch.allclose(backbone(other)[:6], backbone(tokens)[:6], atol=1e-4)
 
@@ -149,6 +155,20 @@ def test_the_default_backbone_is_bit_equal_whatever_stands_beside_a_cell(view: V
         other = [5, 8, 7, 0, 4, 6]
         beside = backbone(tokenizer.tokenize(View(rich.counts[other], rich.totals[other], rich.measured)))
     assert torch.equal(beside[[0, 3, 4]], first[[5, 0, 4]])
+
+
+@pytest.mark.parametrize(("name", "sees"), [("latent", False), (LIBRARY_SIZE, True)])
+def test_depth_is_seen_where_the_library_size_is_asked_for(name: str, sees: bool, view: View) -> None:
+    """Ten times the counts are the same log-normalised values: all that differs is the total."""
+    tokenizer = TOKENIZERS["values"]()
+    deep = View.whole(view.counts * 10)
+    backbone = made(name, tokenizer)
+    with torch.inference_mode():
+        found, deeper = (backbone(tokenizer.tokenize(one))[:6] for one in (view, deep))
+        assert torch.allclose(found, deeper, atol=1e-5) != sees
+        if sees:
+            with pytest.raises(ValueError, match="total counts"):
+                backbone(replace(tokenizer.tokenize(view), totals=None))
 
 
 # The compiled gather of `latent`.

@@ -20,6 +20,8 @@ from evercell.backbones.base import Backbone, TransformerBlock
 from evercell.backbones.gated_sum import GatedSum, gated_sums
 from evercell.tokenizers.base import TokenBatch
 
+USUAL_DEPTH = 3.5  # decimal logarithm of the counts of a usual cell
+
 
 class LatentBackbone(Backbone):
     """Gated sums of gene embeddings into latents, then transformer blocks over the latents.
@@ -37,6 +39,9 @@ class LatentBackbone(Backbone):
         Networks side by side (S).
     member_width, n_latents, depth, n_heads, expansion
         Of each member: width (D / S), latents (M), blocks, heads, and feed-forward expansion.
+    library_size
+        A further state of each member tells the blocks (and a decoder) how deeply the cell was sequenced, which the
+        layer norm hides from the latents; it is not in the representation's mean.
     """
 
     name: ClassVar[str] = "latent"
@@ -55,6 +60,7 @@ class LatentBackbone(Backbone):
         depth: int = 2,
         n_heads: int = 4,
         expansion: int = 2,
+        library_size: bool = False,
     ) -> None:
         super().__init__()
         self.members, self.n_latents, self.n_bins = members, n_latents, n_bins
@@ -63,6 +69,8 @@ class LatentBackbone(Backbone):
             "members": members, "member_width": member_width, "n_latents": n_latents, "depth": depth,
             "n_heads": n_heads, "expansion": expansion,
         }  # fmt: skip
+        if library_size:  # named only where it is chosen: what older models store of their settings stays as it is
+            self._settings["library_size"] = True
         self.gene_embedding = nn.Embedding(n_genes, self.width)
         self.gene_gate = nn.Embedding(n_genes, members * n_latents)
         self.gate_slope = nn.Parameter(torch.empty(members * n_latents))
@@ -78,6 +86,9 @@ class LatentBackbone(Backbone):
         nn.init.normal_(self.gene_gate.weight, std=0.5)
         nn.init.normal_(self.gate_slope, std=0.5)
         nn.init.normal_(self.latent_embedding, std=0.02)
+        self.library_embedding = nn.Parameter(torch.empty(2, members, member_width)) if library_size else None
+        if self.library_embedding is not None:
+            nn.init.normal_(self.library_embedding, std=0.5)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,15 +112,25 @@ class LatentBackbone(Backbone):
         return torch.einsum("blsm,blsd->bsmd", gates, genes)
 
     def states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor | None]:
-        """Latents (B, M, D), the members' beside each other; all are real."""
+        """Latents (B, M, D), the members' beside each other, and the state of the library size behind; all are real."""
         latents = self.gather_norm(self.gather(tokens)) + self.latent_embedding
+        if self.library_embedding is not None:
+            latents = torch.cat([latents, self._library(tokens, len(latents))], dim=2)
         members = list(latents.unbind(dim=1))  # S of (B, M, D / S)
         for layer in self.blocks:
             members = [block(member) for block, member in zip(layer, members, strict=True)]  # type: ignore[call-overload]
         return torch.cat(members, dim=2), None
 
+    def _library(self, tokens: TokenBatch, n_cells: int) -> Tensor:
+        """State of the library size of each member (B, S, 1, D / S)."""
+        if tokens.totals is None or self.library_embedding is None:
+            raise ValueError("a backbone with library_size needs the total counts of the cells")
+        depth = torch.log10(tokens.totals.clamp(min=1.0)) - USUAL_DEPTH  # (B,)
+        slope, offset = self.library_embedding  # (S, D / S)
+        return (depth[:, None, None] * slope + offset).unsqueeze(2).expand(n_cells, -1, -1, -1)
+
     def pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """Mean over the latents, normed member by member (B, D)."""
-        means = states.mean(dim=1).unflatten(1, (self.members, -1))
+        means = states[:, : self.n_latents].mean(dim=1).unflatten(1, (self.members, -1))
         out: Tensor = self.final_norm(means).flatten(1)
         return out

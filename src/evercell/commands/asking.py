@@ -158,6 +158,21 @@ class Asked:
         return None if self.base is None else load_model(self.base, console)
 
 
+def weighed(settings: PretrainingSettings, words: Sequence[str]) -> PretrainingSettings:
+    """Settings with the weights of terms that ``TERM=W`` say."""
+    fields = {"masked": "masked", "contrast": "contrast", "types": "supervised"}
+    found: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in fields:
+            raise SettingsError(f"--weight is `{word}`", hint=f"name one of: {', '.join(fields)}")
+        try:
+            found[fields[name]] = float(value)
+        except ValueError:
+            raise SettingsError(f"--weight is `{word}`", hint=f"write a number, such as {name}=0.5") from None
+    return replace(settings, **found)
+
+
 def _number(word: str, known: Sequence[str], backbone: str) -> tuple[str, int]:
     """Name and value of ``NAME=N``."""
     name, _, value = word.partition("=")

@@ -26,6 +26,7 @@ from evercell.commands.asking import (
     check_asked,
     in_batches,
     model_settings,
+    weighed,
 )
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
@@ -158,6 +159,16 @@ def pretrain(
     ] = None,
     donor: Donor = None,
     batch: Batch = None,
+    tissue: Annotated[
+        str | None,
+        typer.Option("--tissue", metavar="KEY", help="Column of obs with tissues, which then are drawn alike."),
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight", metavar="TERM=W", help="Weight of masked (1), contrast (0.3) or types (1). Repeatable."
+        ),
+    ] = None,
     held_out: Annotated[
         list[str] | None,
         typer.Option("--held-out", metavar="NAME", help="Name of a file, without suffix, to hold out. Repeatable."),
@@ -188,14 +199,14 @@ def pretrain(
     from evercell.distributed import together
     from evercell.pretraining import PretrainingSettings
     from evercell.pretraining import pretrain as pretrain_model
-    from evercell.pretraining_cells import n_cells_of
+    from evercell.pretraining_studies import n_cells_of
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
     settings = PretrainingSettings()
     if (published := asked_preset(preset, run.console)) is not None:
         settings = published.over(n_cells_of(files)).pretraining
-    settings = replace(settings, held_out_studies=tuple(held_out or ()))
+    settings = weighed(replace(settings, held_out_studies=tuple(held_out or ())), weight or ())
     settings = in_batches(asked.over(settings), batches_a_step)
     with together(device, batches=settings.training.batches_a_step) as process:
         model = pretrain_model(
@@ -205,6 +216,7 @@ def pretrain(
             seed=seed,
             base=asked.model(run.console),
             groups=donor if donor is not None else batch,
+            tissues=tissue,
             species=species,
             gene_column=gene_column,
             layer=layer,

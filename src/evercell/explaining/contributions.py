@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -202,7 +202,7 @@ class _Path:
         with _weakened(self.backbone, strength) as embedded:
             # Gene codes stay one row: what is looked up by them is looked up once.
             values = tokens.values.expand_as(strength) if embedded else tokens.values * strength
-            shared = TokenBatch(tokens.gene_ids, values, tokens.mask.expand_as(strength))
+            shared = replace(tokens, values=values, mask=tokens.mask.expand_as(strength))
             logits = self.head(self.backbone(shared))
         difference: Tensor = logits[:, self.first] - logits[:, self.second]
         return difference

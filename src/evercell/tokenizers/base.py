@@ -29,18 +29,23 @@ class TokenBatch:
         Value of each token (B, L), float32; 0 where padded.
     mask
         True where there is a token, False where padded (B, L), bool.
+    totals
+        Counts of each cell over the genes that were measured (B,), float32, for backbones that look at the depth; None
+        where tokens are made of something else than counts.
     """
 
     gene_ids: torch.Tensor
     values: torch.Tensor
     mask: torch.Tensor
+    totals: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.gene_ids.shape[0])
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """Copy on another device."""
-        return TokenBatch(self.gene_ids.to(device), self.values.to(device), self.mask.to(device))
+        totals = None if self.totals is None else self.totals.to(device)
+        return TokenBatch(self.gene_ids.to(device), self.values.to(device), self.mask.to(device), totals)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,9 @@ class Tokenizer(ABC):
         return {}
 
 
-def padded(indptr: np.ndarray, gene_ids: np.ndarray, values: np.ndarray) -> TokenBatch:
+def padded(
+    indptr: np.ndarray, gene_ids: np.ndarray, values: np.ndarray, totals: np.ndarray | None = None
+) -> TokenBatch:
     """Pad ragged rows to the longest one.
 
     Parameters
@@ -121,6 +128,8 @@ def padded(indptr: np.ndarray, gene_ids: np.ndarray, values: np.ndarray) -> Toke
         Start of every row (B + 1,).
     gene_ids, values
         Codes and values of all tokens, row after row (nnz,).
+    totals
+        Counts of each cell (B,), where the tokens are of a view.
     """
     import torch
 
@@ -131,4 +140,5 @@ def padded(indptr: np.ndarray, gene_ids: np.ndarray, values: np.ndarray) -> Toke
     filled = np.zeros(mask.shape, dtype=np.float32)
     ids[mask] = gene_ids
     filled[mask] = values
-    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(filled), torch.from_numpy(mask))
+    depth = None if totals is None else torch.from_numpy(totals.astype(np.float32))
+    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(filled), torch.from_numpy(mask), depth)

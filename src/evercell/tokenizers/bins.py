@@ -51,7 +51,7 @@ class BinsTokenizer(Tokenizer):
         bins = expression_bins(view, lowest=int(self.raised))
         counts = view.counts
         if not self.zeros:
-            return padded(counts.indptr, counts.indices, bins)
+            return padded(counts.indptr, counts.indices, bins, view.totals)
         measured = np.flatnonzero(view.measured)
         place = np.full(counts.shape[1], -1)
         place[measured] = np.arange(len(measured))
@@ -60,4 +60,4 @@ class BinsTokenizer(Tokenizer):
         dense = np.zeros((counts.shape[0], len(measured)), dtype=np.float32)
         dense[rows[kept], place[counts.indices[kept]]] = bins[kept]
         starts = np.arange(counts.shape[0] + 1) * len(measured)
-        return padded(starts, np.tile(measured, counts.shape[0]), dense.ravel())
+        return padded(starts, np.tile(measured, counts.shape[0]), dense.ravel(), view.totals)

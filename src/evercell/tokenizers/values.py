@@ -21,4 +21,4 @@ class ValuesTokenizer(Tokenizer):
 
     def tokenize(self, view: View) -> TokenBatch:
         """Tokens (B, L), L the largest number of expressed genes of a cell in the batch."""
-        return padded(view.counts.indptr, view.counts.indices, view.log_normalised())
+        return padded(view.counts.indptr, view.counts.indices, view.log_normalised(), view.totals)

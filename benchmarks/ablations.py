@@ -1,0 +1,167 @@
+"""What each part of pretraining is worth: one thing changed at a time, few draws, then a head on 30 cells a type.
+
+    python benchmarks/ablations.py --folder DIR --variants reference no-types latents-16
+    python benchmarks/ablations.py --tables
+
+Each variant is pretrained by `runs/pretrain.sh --without-tasks` with the same seed and number of draws, so that no
+study of any task is seen; the model is kept in DIR, and an interrupted run is taken up again. Then `transfer.py`'s
+method `head` labels all its tasks with thirty labelled cells a type. The model that it trains averages the transformer,
+which alone differs between the variants, with a linear member and profiles of the types; so the transformer's own
+labels are scored as well (`*_alone`).
+
+The tasks are test tasks: these figures say what helps, and choose no default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from baselines import Prediction
+from cross_study import _commit
+from tasks import DATA, TASKS
+from transfer import FIGURES, annotated, evercell, ordered, scored
+from transfer import RESULTS as TRANSFER
+
+import evercell as ec
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "ablations.csv"
+HELD_OUT = ("pbmc1k_v3_10x", "mca_stomach_intestine_small", "htan_breast_liver_met")  # of runs/pretrain.sh
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "reference": (),
+    "no-masked-expression": ("--weight", "masked=0"),
+    "no-contrast": ("--weight", "contrast=0"),
+    "no-types": ("--weight", "types=0"),
+    "library-size": ("--backbone-setting", "library_size=1"),
+    "tissues-alike": ("--tissue", "tissue"),
+    "latents-16": ("--backbone-setting", "n_latents=16"),
+    "latents-32": ("--backbone-setting", "n_latents=32"),
+    "width-1x128": ("--backbone-setting", "members=1", "--backbone-setting", "member_width=128"),
+    "width-3x128": ("--backbone-setting", "member_width=128"),
+    "width-2x256": ("--backbone-setting", "members=2", "--backbone-setting", "member_width=256"),
+    "human-only": (),
+    "labelled-only": (),
+}
+MIXES = {"human-only": "*/human/*", "labelled-only": "labelled/*/*"}
+KEY = ["variant", "task", "samples", "seed"]
+ALONE = [f"{figure}_alone" for figure in FIGURES]
+OF_PRETRAINING = ["type_accuracy", "masked_accuracy", "trivial_depth_accuracy"]
+COLUMNS = [*KEY, "family", *FIGURES, *ALONE, *OF_PRETRAINING, "seconds_pretrain", "base", "commit", "date"]
+
+
+def mixed(variant: str, folder: Path) -> Path:
+    """Folder of the studies that a variant is pretrained on; those held out are in all of them."""
+    if variant not in MIXES:
+        return DATA
+    for file in DATA.glob("*labelled/*/*.h5ad"):
+        if file.match(f"{MIXES[variant]}.h5ad") or file.stem in HELD_OUT:
+            link = folder / f"{variant}.data" / file.relative_to(DATA)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(file.resolve())
+    return folder / f"{variant}.data"
+
+
+def pretrained(variant: str, folder: Path, samples: int) -> tuple[Path, float]:
+    """Model of a variant, and the processor seconds that making it took; one that is there is not made again."""
+    output, note = folder / variant, folder / f"{variant}.seconds"
+    if not output.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        before = os.times()
+        script = ROOT / "runs" / "pretrain.sh"
+        subprocess.run(
+            ["bash", script, "--without-tasks", output, mixed(variant, folder), *VARIANTS[variant]],
+            check=True,
+            env={**os.environ, "SAMPLES": str(samples)},
+        )
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        note.write_text(f"{spent:.0f}")
+    return output, float(note.read_text()) if note.is_file() else float("nan")
+
+
+def run(variant: str, asked: argparse.Namespace) -> None:
+    """Append the rows of a variant that are missing."""
+    done = set(pd.read_csv(asked.results, dtype=str)[KEY].itertuples(index=False, name=None))
+    names = [
+        name
+        for name in ordered(list(TASKS))
+        if name.startswith(tuple(asked.tasks)) and (variant, name, str(asked.samples), "0") not in done
+    ]
+    if not names:
+        return
+    output, seconds = pretrained(variant, asked.folder, asked.samples)
+    base = ec.load(output)
+    metrics = base.ledger.stages[-1].facts["metrics"]
+    models: dict[str, Any] = {}
+    label = evercell("head", base, models)
+
+    def alone(train: Any, test: Any, seed: int) -> Prediction:
+        ((model, _),) = models.values()  # the one that has just been trained on the same cells
+        return annotated(replace(model, linear=None, profiles=None), test)
+
+    for name in names:
+        whole = scored(name, "head", label, 30, 0)
+        part = scored(name, "head", alone, 30, 0)
+        row = {
+            **{"variant": variant, "task": name, "samples": asked.samples, "seed": 0, "family": whole["family"]},
+            **{figure: whole[figure] for figure in FIGURES},
+            **{f"{figure}_alone": part[figure] for figure in FIGURES},
+            **{figure: round(metrics.get(figure, float("nan")), 4) for figure in OF_PRETRAINING},
+            "seconds_pretrain": seconds,
+            "base": base.fingerprint[:12],
+            "commit": _commit(),
+            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        }
+        with asked.results.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        print(time.strftime("%T"), *(row[one] for one in (*KEY, *FIGURES, *ALONE)), file=sys.stderr, flush=True)
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Means over families (a family counts once) of each variant, beside logistic regression of the same cells."""
+    figures = [*FIGURES, *ALONE]
+    families = rows.groupby(["samples", "variant", "family"])[figures].mean()
+    means = families.groupby(level=[0, 1]).mean().round(3)
+    means["families"] = families.groupby(level=[0, 1]).size()
+    facts = rows.groupby(["samples", "variant"])[[*OF_PRETRAINING, "seconds_pretrain"]].first()
+    others = pd.read_csv(TRANSFER)
+    others = others[(others["cells"] == 30) & (others["seed"] == 0) & others["method"].isin(["linear", "head"])]
+    beside = others.groupby(["method", "family"])[FIGURES].mean().groupby(level=0).mean().round(3)
+    by_family = families["accuracy_alone"].unstack("family").round(3)  # noqa: PD010
+    return "\n\n".join([means.join(facts).to_string(), "transfer.py:\n" + beside.to_string(), by_family.to_string()])
+
+
+def main() -> None:
+    """Run what is missing, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where pretrained models are kept")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--tasks", nargs="+", default=[""], metavar="PREFIX")
+    parser.add_argument("--samples", type=int, default=48_000)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--tables", action="store_true", help="print the tables only")
+    asked = parser.parse_args()
+    if not asked.tables:
+        if asked.folder is None:
+            parser.error("name a folder for the models with --folder")
+        if not asked.results.exists():
+            asked.results.write_text(",".join(COLUMNS) + "\n")
+        for variant in asked.variants:
+            run(variant, asked)
+    print(table(pd.read_csv(asked.results)))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
