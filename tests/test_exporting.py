@@ -30,7 +30,7 @@ from evercell.training import seeded
 
 Run = Callable[..., tuple[int, str, str]]
 SIZES: dict[str, dict[str, Any]] = {
-    "latent": {"members": 2, "member_width": 16, "n_latents": 4, "depth": 1},
+    "latent": {"members": 2, "member_width": 16, "n_latents": 4, "depth": 1, "library_size": True},
     "transformer": {"width": 16, "depth": 1, "n_heads": 2},
     "performer": {
         "width": 16,
@@ -136,6 +136,8 @@ def inputs(model: Annotator, view: View) -> dict[str, np.ndarray]:
         found["logged"] = np.take_along_axis(dense, found["gene_ids"], axis=1) * found["mask"]
     if model.profiles is not None or (model.linear is not None and model.linear.centre is not None):
         found["measured"] = view.measured
+    if model.backbone.settings.get("library_size"):
+        found["totals"] = view.totals
     return found
 
 

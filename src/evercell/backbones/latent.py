@@ -115,7 +115,7 @@ class LatentBackbone(Backbone):
         """Latents (B, M, D), the members' beside each other, and the state of the library size behind; all are real."""
         latents = self.gather_norm(self.gather(tokens)) + self.latent_embedding
         if self.library_embedding is not None:
-            latents = torch.cat([latents, self._library(tokens, len(latents))], dim=2)
+            latents = torch.cat([latents, self._library(tokens, latents.shape[0])], dim=2)
         members = list(latents.unbind(dim=1))  # S of (B, M, D / S)
         for layer in self.blocks:
             members = [block(member) for block, member in zip(layer, members, strict=True)]  # type: ignore[call-overload]
