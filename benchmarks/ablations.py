@@ -5,9 +5,9 @@
 
 Each variant is pretrained by `runs/pretrain.sh --without-tasks` with the same seed and number of draws, so that no
 study of any task is seen; the model is kept in DIR, and an interrupted run is taken up again. Then `transfer.py`'s
-method `head` labels all its tasks with thirty labelled cells a type. The model that it trains averages the transformer,
-which alone differs between the variants, with a linear member and profiles of the types; so the transformer's own
-labels are scored as well (`*_alone`).
+tasks are labelled by a head on thirty labelled cells a type: by the transformer `alone` or, with `--whole`, by the
+model that `transfer.py` trains with the method `head`, two thirds of which, the linear member and the profiles of the
+types, are the same in all variants.
 
 The tasks are test tasks: these figures say what helps, and choose no default.
 """
@@ -21,15 +21,12 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from baselines import Prediction
 from cross_study import _commit
 from tasks import DATA, TASKS
-from transfer import FIGURES, annotated, evercell, ordered, scored
+from transfer import FIGURES, evercell, ordered, scored
 from transfer import RESULTS as TRANSFER
 
 import evercell as ec
@@ -53,10 +50,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "labelled-only": (),
 }
 MIXES = {"human-only": "*/human/*", "labelled-only": "labelled/*/*"}
-KEY = ["variant", "task", "samples", "seed"]
-ALONE = [f"{figure}_alone" for figure in FIGURES]
+KEY = ["variant", "task", "samples", "method"]
 OF_PRETRAINING = ["type_accuracy", "masked_accuracy", "trivial_depth_accuracy"]
-COLUMNS = [*KEY, "family", *FIGURES, *ALONE, *OF_PRETRAINING, "seconds_pretrain", "base", "commit", "date"]
+COLUMNS = [*KEY, "family", *FIGURES, *OF_PRETRAINING, "seconds_pretrain", "base", "commit", "date"]
 
 
 def mixed(variant: str, folder: Path) -> Path:
@@ -92,31 +88,25 @@ def pretrained(variant: str, folder: Path, samples: int) -> tuple[Path, float]:
 
 def run(variant: str, asked: argparse.Namespace) -> None:
     """Append the rows of a variant that are missing."""
+    method = "whole" if asked.whole else "alone"
     done = set(pd.read_csv(asked.results, dtype=str)[KEY].itertuples(index=False, name=None))
     names = [
         name
         for name in ordered(list(TASKS))
-        if name.startswith(tuple(asked.tasks)) and (variant, name, str(asked.samples), "0") not in done
+        if name.startswith(tuple(asked.tasks)) and (variant, name, str(asked.samples), method) not in done
     ]
     if not names:
         return
     output, seconds = pretrained(variant, asked.folder, asked.samples)
     base = ec.load(output)
     metrics = base.ledger.stages[-1].facts["metrics"]
-    models: dict[str, Any] = {}
-    label = evercell("head", base, models)
-
-    def alone(train: Any, test: Any, seed: int) -> Prediction:
-        ((model, _),) = models.values()  # the one that has just been trained on the same cells
-        return annotated(replace(model, linear=None, profiles=None), test)
-
+    others = {} if asked.whole else {"linear": False, "profiles": False, "refit": False, "rejector": "confidence"}
+    label = evercell("head", base, {}, **others)
     for name in names:
-        whole = scored(name, "head", label, 30, 0)
-        part = scored(name, "head", alone, 30, 0)
+        found = scored(name, "head", label, 30, 0)
         row = {
-            **{"variant": variant, "task": name, "samples": asked.samples, "seed": 0, "family": whole["family"]},
-            **{figure: whole[figure] for figure in FIGURES},
-            **{f"{figure}_alone": part[figure] for figure in FIGURES},
+            **{"variant": variant, "task": name, "samples": asked.samples, "method": method},
+            **{figure: found[figure] for figure in ("family", *FIGURES)},
             **{figure: round(metrics.get(figure, float("nan")), 4) for figure in OF_PRETRAINING},
             "seconds_pretrain": seconds,
             "base": base.fingerprint[:12],
@@ -125,20 +115,20 @@ def run(variant: str, asked: argparse.Namespace) -> None:
         }
         with asked.results.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
-        print(time.strftime("%T"), *(row[one] for one in (*KEY, *FIGURES, *ALONE)), file=sys.stderr, flush=True)
+        print(time.strftime("%T"), *(row[one] for one in (*KEY, *FIGURES)), file=sys.stderr, flush=True)
 
 
 def table(rows: pd.DataFrame) -> str:
     """Means over families (a family counts once) of each variant, beside logistic regression of the same cells."""
-    figures = [*FIGURES, *ALONE]
-    families = rows.groupby(["samples", "variant", "family"])[figures].mean()
-    means = families.groupby(level=[0, 1]).mean().round(3)
-    means["families"] = families.groupby(level=[0, 1]).size()
-    facts = rows.groupby(["samples", "variant"])[[*OF_PRETRAINING, "seconds_pretrain"]].first()
+    key = ["samples", "method", "variant"]
+    families = rows.groupby([*key, "family"])[FIGURES].mean()
+    means = families.groupby(level=[0, 1, 2]).mean().round(3)
+    means["families"] = families.groupby(level=[0, 1, 2]).size()
+    facts = rows.groupby(key)[[*OF_PRETRAINING, "seconds_pretrain"]].first()
     others = pd.read_csv(TRANSFER)
     others = others[(others["cells"] == 30) & (others["seed"] == 0) & others["method"].isin(["linear", "head"])]
     beside = others.groupby(["method", "family"])[FIGURES].mean().groupby(level=0).mean().round(3)
-    by_family = families["accuracy_alone"].unstack("family").round(3)  # noqa: PD010
+    by_family = families["accuracy"].unstack("family").round(3)  # noqa: PD010
     return "\n\n".join([means.join(facts).to_string(), "transfer.py:\n" + beside.to_string(), by_family.to_string()])
 
 
@@ -148,6 +138,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where pretrained models are kept")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--tasks", nargs="+", default=[""], metavar="PREFIX")
+    parser.add_argument("--whole", action="store_true", help="with the linear member and the profiles of the types")
     parser.add_argument("--samples", type=int, default=48_000)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true", help="print the tables only")

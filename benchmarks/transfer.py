@@ -59,9 +59,11 @@ def drawn(cells: ad.AnnData, most: int, seed: int) -> ad.AnnData:
     return cells[np.sort(np.concatenate(rows))].copy()
 
 
-def evercell(method: str, base: ec.Annotator | None, models: dict[str, Any]) -> Callable[..., Prediction]:
-    """Method that trains evercell, from nothing or from `base`, and labels a query."""
-    settings = replace(settings_for(None if method == "scratch" else base), sealed=0)
+def evercell(
+    method: str, base: ec.Annotator | None, models: dict[str, Any], **changes: Any
+) -> Callable[..., Prediction]:
+    """Method that trains evercell, from nothing or from `base`, and labels a query; `changes` are of its settings."""
+    settings = replace(settings_for(None if method == "scratch" else base), sealed=0, **changes)
     if method in DEPTHS:
         settings = replace(settings, finetune=method)
 
