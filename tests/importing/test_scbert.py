@@ -146,6 +146,21 @@ def test_states_are_those_of_the_published_formulas(
         np.testing.assert_allclose(found[cell].numpy(), expected, atol=1e-4)
 
 
+def test_a_checkpoint_of_performer_pytorch_gives_what_that_package_gives() -> None:
+    """Weights, optimiser and all as it wrote them, one cell at a time; made by `runs/make_scbert_checkpoint.py`."""
+    folder = Path(__file__).parent
+    with np.load(folder / "scbert_expected.npz") as expected:
+        genes, counts, encodings = expected["genes"], expected["counts"], expected["encodings"]
+    model = import_scbert(folder / "scbert_checkpoint.pth", genes.tolist(), zeros=True)
+    assert len(model.vocabulary) == len(genes)
+    with torch.inference_mode():
+        tokens = model.tokenizer.tokenize(View.whole(csr_matrix(counts.astype(np.float32))))
+        states, _ = model.backbone.states(tokens)
+        found = model.backbone.final_norm(states).numpy()
+    assert np.abs(encodings).max() > 1
+    np.testing.assert_allclose(found, encodings, atol=1e-5)
+
+
 def test_one_gene_a_position_means_no_extra_token(tmp_path: Path) -> None:
     weights = checkpoint()
     weights["pos_emb.weight"] = weights.pop("pos_emb.emb.weight")[:-1]

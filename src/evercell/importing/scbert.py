@@ -33,6 +33,7 @@ TOKENS = {
     True: "every measured gene has a token, as in training of the checkpoint",
     False: "expressed genes only have tokens, where in training of the checkpoint all genes had",
 }
+TWICE = "performer.proj_updater.instance."  # the blocks again, as performer-pytorch 1.0.10 and later name them
 ATTENTION, FORWARD = "performer.net.layers.{}.0", "performer.net.layers.{}.1"
 
 
@@ -186,7 +187,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             plain = str(name)
             while prefix := next((one for one in PREFIXES if plain.startswith(one)), None):
                 plain = plain.removeprefix(prefix)
-            tensors[plain] = value
+            if not plain.startswith(TWICE):
+                tensors[plain] = value
     return tensors
 
 
@@ -227,8 +229,9 @@ def _blocks(state: _Weights, *, width: int) -> tuple[dict[str, Any], dict[str, T
             f"{new}.feed_forward.down.weight": down[0],
             f"{new}.feed_forward.down.bias": down[1],
         }
+        weights[f"{new}.attention.output.weight"] = state.take(f"{old}.fn.to_out.weight")
+        weights[f"{new}.attention.output.bias"] = state.tensors.pop(f"{old}.fn.to_out.bias", torch.zeros(width))
         for kind in ("weight", "bias"):
-            weights[f"{new}.attention.output.{kind}"] = state.take(f"{old}.fn.to_out.{kind}")
             weights[f"{new}.norm_attention.{kind}"] = state.take(f"{old}.norm.{kind}")
             weights[f"{new}.norm_feed_forward.{kind}"] = state.take(f"{forward}.norm.{kind}")
     if len(shapes) > 1:
