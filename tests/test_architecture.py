@@ -44,7 +44,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "profiles",
         "sketches",
     ),
-    ("backbones", "heads", "linear", "discriminant", "masking", "rejection", "type_targets"),
+    ("backbones", "heads", "linear", "discriminant", "masking", "rejection", "label_sets", "type_targets"),
     ("annotator", "checkpoint", "ledger", "registry"),
     (
         "batching",

@@ -17,7 +17,7 @@ from evercell import checkpoint
 from evercell.annotation import annotate
 from evercell.annotator import Annotator, empty_bank
 from evercell.backbones import BACKBONES
-from evercell.checkpoint import FORMAT_WITH_PROFILES, load, save
+from evercell.checkpoint import FORMAT_WITH_SETS, load, save
 from evercell.errors import ModelError
 from evercell.finetuning import quick_settings, train
 from evercell.rejection import REJECTORS
@@ -84,7 +84,7 @@ def test_a_directory_describes_itself_without_pickle(folder: Path) -> None:
         "MODEL_CARD.md",
     }  # fmt: skip
     description = json.loads((folder / "annotator.json").read_text())
-    assert description["format"] == FORMAT_WITH_PROFILES
+    assert description["format"] == FORMAT_WITH_SETS
     assert description["types"]["names"] == ["alpha", "beta", "delta", "gamma"]
     assert description["settings"]["training"]["samples"] == 3200
     assert all(not file.read_bytes().startswith((b"\x80\x04", b"PK\x03\x04")) for file in folder.iterdir())
@@ -168,8 +168,8 @@ def test_a_symlinked_file_is_refused(copy: Path, tmp_path: Path, name: str) -> N
 
 
 def test_a_newer_format_is_refused_with_the_way_out(copy: Path) -> None:
-    edited(copy, lambda d: d.update(format=FORMAT_WITH_PROFILES + 1))
-    with pytest.raises(ModelError, match=f"has format {FORMAT_WITH_PROFILES + 1}") as caught:
+    edited(copy, lambda d: d.update(format=FORMAT_WITH_SETS + 1))
+    with pytest.raises(ModelError, match=f"has format {FORMAT_WITH_SETS + 1}") as caught:
         load(copy)
     assert "upgrade" in (caught.value.hint or "")
 
@@ -298,7 +298,7 @@ def test_a_halved_model_is_stored_in_half_precision_and_loses_nothing_more(
 
 
 def test_the_share_of_the_linear_member_is_stored_and_counts(model: Annotator, query: AnnData, tmp_path: Path) -> None:
-    model = replace(model, profiles=None)
+    model = replace(model, profiles=None, sets=None)
     trusted = replace(model, linear_share=0.25)
     save(trusted, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "annotator.json").read_text())["format"] == checkpoint.FORMAT_WITH_SCALED

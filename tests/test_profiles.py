@@ -174,7 +174,7 @@ def test_without_profiles_a_model_is_stored_as_before(tmp_path: Path) -> None:
     plain = ec.train(synthetic_cells(seed=1), "cell_type", groups="donor", settings=settings, shown=False)
     assert plain.profiles is None
     assert "profiles" not in plain.parts()
-    save(plain, tmp_path / "model")
+    save(replace(plain, sets=None), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "annotator.json").read_text())["format"] == FORMAT
 
 

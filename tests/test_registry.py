@@ -88,7 +88,7 @@ def test_what_is_listed_is_what_is_loaded(saved: Path, model: ec.Annotator) -> N
     assert (found.name, found.path, found.source, found.problem) == ("model", saved, "directory", "")
     assert (found.n_genes, found.species) == (len(loaded.vocabulary), loaded.vocabulary.species)
     assert found.types == loaded.types.names
-    assert (found.n_types, found.stages, found.format) == (4, 1, checkpoint.FORMAT_WITH_PROFILES)
+    assert (found.n_types, found.stages, found.format) == (4, 1, checkpoint.FORMAT_WITH_SETS)
     assert found.n_bytes == sum(one.stat().st_size for one in saved.iterdir())
     assert found.description == "four made-up types of the pancreas"
 

@@ -20,7 +20,7 @@ from evercell.adaptation import fitted_to, lost_share
 from evercell.annotation import annotate
 from evercell.annotator import Annotator
 from evercell.bank import ExampleBank
-from evercell.checkpoint import FORMAT_WITH_PROFILES, load, save
+from evercell.checkpoint import FORMAT_WITH_SETS, load, save
 from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.finetuning import quick_settings, train
 from evercell.sketches import LEAST_CELLS, LEAST_EXPRESSING, PROGRAMS, Sketch
@@ -396,7 +396,7 @@ def test_a_sketch_is_read_as_it_was_written(updated: Annotator, model: Annotator
     for field in fields(Sketch):
         np.testing.assert_array_equal(getattr(again.sketch, field.name), getattr(updated.sketch, field.name))
     description = json.loads((folder / "annotator.json").read_text())
-    assert description["format"] == FORMAT_WITH_PROFILES
+    assert description["format"] == FORMAT_WITH_SETS
     assert description["sketch"][0] == {"type": "alpha", "stage": 1, "cells": 60}
     moved = replace(updated, sketch=updated.sketch.moved(np.ones((6, 1))))  # type: ignore[union-attr]
     assert moved.fingerprint != updated.fingerprint

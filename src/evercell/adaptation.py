@@ -17,6 +17,7 @@ import numpy as np
 
 from evercell.annotator import EVEN, Annotator, best_temperature, tempered
 from evercell.bank import ExampleBank
+from evercell.label_sets import surprise_quantiles
 from evercell.linear import LinearModel, linear_member
 from evercell.profiles import fit_profiles
 from evercell.rejection import Outputs
@@ -49,6 +50,14 @@ def lost_share(model: Annotator, measured: np.ndarray) -> float:
     return float(np.mean(1.0 - seen / np.maximum(totals, 1.0)))
 
 
+def worth_fitting(model: Annotator, measured: np.ndarray) -> bool:
+    """Whether `fitted_to` the genes of a query (G,) helps.
+
+    A linear member that alone knows the types cannot be fitted again: of most of them there is no cell.
+    """
+    return not model.linear_only and lost_share(model, measured) >= LOST and not familiar(model, measured)
+
+
 def familiar(model: Annotator, measured: np.ndarray) -> bool:
     """Whether the model was trained on studies that measured the genes of a query (G,), and little else.
 
@@ -66,11 +75,11 @@ def familiar(model: Annotator, measured: np.ndarray) -> bool:
 
 
 def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annotator:
-    """The model with light members, temperature and rejector fitted on the bank, seen through `measured` (G,).
+    """The model with light members, temperature, rejector and label sets fitted to the genes `measured` (G,).
 
     Temperature and thresholds are set on bank cells that the linear fit before them did not see. The bank is
-    class-balanced, so every type is held to be equally common. The rejection thresholds of the model come from held-out
-    cells that it no longer has; they move by as much as the scores of the bank's cells do.
+    class-balanced, so every type is held to be equally common. The thresholds of unknown cells and of label sets come
+    from held-out cells that the model no longer has; they move by as much as those of the bank's cells do.
     """
     bank = model.examples
     counts = bank.counts.copy()
@@ -88,7 +97,11 @@ def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annot
     before = replace(before, log_proba=tempered(before.log_proba, model.temperature))
     rejector = rejector.adapted_as(model.rejector, after)
     moved = np.quantile(rejector.score(after), HIGH) - np.quantile(model.rejector.score(before), HIGH)
-    return replace(adapted, rejector=rejector.moved(float(moved)))
+    sets = model.sets
+    if sets is not None:
+        more = surprise_quantiles(after.log_proba, through.bank.codes)
+        sets = sets.shifted(sets.shift + more - surprise_quantiles(before.log_proba, through.bank.codes))
+    return replace(adapted, rejector=rejector.moved(float(moved)), sets=sets)
 
 
 @dataclass(frozen=True)

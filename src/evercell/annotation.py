@@ -31,6 +31,8 @@ __all__ = ["DEFAULT_REJECTION", "UNKNOWN", "Annotation", "add_majority", "annota
 
 DEFAULT_REJECTION = DEFAULT_RATE
 """Share of cells of known types that may be called unknown, where none is asked for and the model stores none."""
+DISCOVERIES = 0.1
+"""False-discovery rate at which the number of unknown cells is told."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class Annotation:
     ----------
     obs
         One row a cell: ``evercell`` (label, "Unknown" where rejected), ``evercell_confidence`` (calibrated probability
-        of the best type), ``evercell_unknown_score``, ``evercell_ontology_term_id`` and, where it was asked for,
-        ``evercell_majority``. The prefix is `key`. All but ``evercell_majority`` depend on the cell and the model only.
+        of the best type), ``evercell_unknown_score``, ``evercell_ontology_term_id`` and, where they were asked for,
+        ``evercell_set``, ``evercell_lineage``, ``evercell_lineage_ontology_term_id``, ``evercell_unknown_q``,
+        ``evercell_majority``. The prefix is `key`. All but ``evercell_unknown_q`` and
+        ``evercell_majority`` depend on the cell and the model only.
     best_labels
         Most probable type of each cell (B,), whether rejected or not.
     probabilities
@@ -135,6 +139,8 @@ def annotate(
     query: AnnData,
     *,
     reject: str | float | None = None,
+    sets: float | None = None,
+    unknown_q: bool = False,
     inplace: bool = False,
     key_added: str = "evercell",
     layer: str | None = None,
@@ -166,6 +172,14 @@ def annotate(
     reject
         Share of cells of known types that may be called unknown (0 to 1); ``"off"`` labels every cell. By default the
         rate that the model stores: at its training it parted the known types best from types left out.
+    sets
+        Rate of errors (0 to 1) of the sets in ``evercell_set``: types that the cell may be of, so that the right one is
+        among them for all but this share of the held-out cells of each type. ``evercell_lineage`` is what all of them
+        are, by the Cell Ontology: "T cell" where the kind of T cell is open (see `label_sets`).
+    unknown_q
+        Add ``evercell_unknown_q``: of the cells with a value of at most 0.1, a tenth at most are expected to be of
+        known types (Benjamini and Hochberg), as far as the known cells here score like held-out ones but for one shift,
+        which is estimated from the cells of the query (`Rejector.p_values`).
     inplace
         Write the result into `query` too. By default it is left as it is.
     key_added
@@ -218,10 +232,15 @@ def annotate(
             "this model is pretrained only: it knows no cell types", hint="`evercell train --from` it first"
         )
     rate = rejection_rate(reject, rejector.default_rate)
+    check_guarantees(model, sets, unknown_q)
     clusters = clusters_in(query.obs, majority, name=name) if isinstance(majority, str) else None
-    asked = Asked(rate, layer, species, gene_column, adapt, min_coverage, empty_cells, model_name, chunk, device, shown)
-    parts = [(one, _annotated(model, part, asked, one, key_added)) for one, part in unmerged(query, name)]
+    asked = Asked(
+        rate, layer, species, gene_column, adapt, min_coverage, empty_cells, model_name, chunk, device, shown, sets
+    )
+    parts = [(one, _annotated(model, part, asked, one, key_added, unknown_q)) for one, part in unmerged(query, name)]
     result = parts[0][1] if len(parts) == 1 else _of_sources(parts, query.obs_names)
+    if unknown_q:
+        to_q_values(result.obs, result.info, key=key_added)
     if majority is True:
         clusters = made_clusters(result.representation, seed=seed)
     if clusters is not None:
@@ -233,7 +252,7 @@ def annotate(
     return result
 
 
-def _annotated(model: Annotator, query: AnnData, asked: Asked, name: str, key: str) -> Annotation:
+def _annotated(model: Annotator, query: AnnData, asked: Asked, name: str, key: str, unknown_q: bool) -> Annotation:
     """Labels of the cells of one source."""
     counts = find_counts(query, layer=asked.layer, name=name, empty_cells=asked.empty_cells)
     ready = Labeller.ready(model, counts, asked, name)
@@ -248,6 +267,8 @@ def _annotated(model: Annotator, query: AnnData, asked: Asked, name: str, key: s
     block = Block(outputs, score, empty, nothing)
     threshold = ready.threshold(block)
     obs = table(model, ready.verdicts(block, threshold), counts.cells, key)
+    if unknown_q:  # p-values, until those of all sources are there
+        obs[f"{key}_unknown_q"] = ready.rejector.p_values(obs[f"{key}_unknown_score"].to_numpy(), outputs.codes)
     best = np.asarray(model.types.names, dtype=object)[outputs.codes]
     info = ready.info(threshold, empty=empty, nothing=int(nothing.sum()))
     return Annotation(obs, best, outputs.proba, outputs.representation, model.types.names, info, key)
@@ -268,6 +289,41 @@ def _of_sources(parts: Sequence[tuple[str, Annotation]], cells: pd.Index) -> Ann
         probabilities=in_order(one.probabilities for _, one in parts),
         representation=in_order(one.representation for _, one in parts),
         info=joined_info([(name, one.info) for name, one in parts]),
+    )
+
+
+def check_guarantees(model: Annotator, sets: float | None, unknown_q: bool) -> None:
+    """Whether a model can give the label sets and the p-values of unknown cells that are asked for.
+
+    Raises
+    ------
+    SettingsError
+        If `sets` is no rate.
+    ModelError
+        If the model was made without what they take.
+    """
+    hint = "train it again with this version of evercell, or update it"
+    if sets is not None:
+        if not 0 < sets < 1:
+            raise SettingsError(f"sets is `{sets}`", hint="give a rate of errors between 0 and 1, such as --sets 0.1")
+        if model.sets is None:
+            raise ModelError("the model stores nothing from which label sets are made", hint=hint)
+    if unknown_q and model.rejector is not None:
+        if not model.rejector.per_cell:
+            raise ModelError(f"`{model.rejector.name}` judges cells by one another: it gives no false-discovery rate")
+        if not model.rejector.gives_p_values:
+            raise ModelError("the model stores nothing from which a false-discovery rate is told", hint=hint)
+
+
+def to_q_values(obs: pd.DataFrame, info: dict[str, Any], *, key: str) -> None:
+    """Make the p-values of unknown cells the smallest rates of false discoveries at which each is called unknown."""
+    from scipy.stats import false_discovery_control
+
+    q = false_discovery_control(obs[f"{key}_unknown_q"].to_numpy()) if len(obs) else np.zeros(0)
+    obs[f"{key}_unknown_q"] = q
+    info["notes"].append(
+        f"{int((q <= DISCOVERIES).sum()):,} cells are of unknown types at a false-discovery rate of {DISCOVERIES:g} "
+        f"(`{key}_unknown_q`, which depends on the other cells of the file)"
     )
 
 

@@ -21,6 +21,7 @@ from evercell.celltypes import CellTypes
 from evercell.errors import ModelError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
+from evercell.label_sets import LabelSets
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
 from evercell.profiles import ProfileModel
@@ -71,6 +72,8 @@ class Annotator:
         member alone decides (`linear_only`).
     profiles
         Profiles of the types over marker genes, or None; their share of the average is their own.
+    sets
+        What sets of types at a chosen rate of errors are made from; None for a model without held-out cells.
     """
 
     vocabulary: GeneVocabulary
@@ -89,6 +92,7 @@ class Annotator:
     sketch: Sketch | None = None
     linear_share: float = EVEN
     profiles: ProfileModel | None = None
+    sets: LabelSets | None = None
 
     @classmethod
     def begun(
@@ -151,6 +155,7 @@ class Annotator:
             **({"linear_scaled": True} if self.linear is not None and self.linear.scaled else {}),
             **({"linear_share": self.linear_share} if self.linear_share != EVEN else {}),
             **({"profiles": self.profiles.settings} if self.profiles is not None else {}),
+            **({"sets": True} if self.sets is not None else {}),
             "types": self.types.to_dict(),
             "temperature": self.temperature,
             "rejector": self.rejector.name if self.rejector is not None else None,
@@ -164,6 +169,8 @@ class Annotator:
             found |= {f"linear.{name}": array for name, array in self.linear.arrays().items()}
         if self.profiles is not None:
             found |= {f"profiles.{name}": array for name, array in self.profiles.arrays().items()}
+        if self.sets is not None:
+            found |= {f"sets.{name}": array for name, array in self.sets.arrays().items()}
         if self.rejector is not None:
             found |= {f"rejector.{name}": array for name, array in self.rejector.arrays.items()}
         return found | {f"strategy.{name}": array for name, array in self.strategy_state.items()}

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from evercell import __version__, streaming
-from evercell.annotation import Annotation, rejection_rate
+from evercell.annotation import Annotation, check_guarantees, rejection_rate
 from evercell.annotator import Annotator
 from evercell.cells import STORED, read_cells, write_cells
 from evercell.engines import check_engine, each
@@ -78,6 +78,7 @@ def annotate_files(
     workers: int | None = None,
     part: int = streaming.PART,
     reject: str | float | None = None,
+    sets: float | None = None,
     key_added: str = "evercell",
     layer: str | None = None,
     species: str = "auto",
@@ -102,7 +103,7 @@ def annotate_files(
         Who labels (see `engines.each`).
     part
         Cells of a part.
-    reject, key_added, layer, species, gene_column, adapt, min_coverage, empty_cells, device, shown
+    reject, sets, key_added, layer, species, gene_column, adapt, min_coverage, empty_cells, device, shown
         As for `annotate`.
 
     Returns
@@ -131,6 +132,7 @@ def annotate_files(
             f"the rejector `{known.rejector.name}` of this model looks at all cells of a file at once",
             hint="annotate the files one at a time, to an .h5ad",
         )
+    check_guarantees(known, sets, unknown_q=False)
     path = find(model)
     asked = Asked(
         rate=rejection_rate(reject, known.rejector.default_rate),
@@ -144,6 +146,7 @@ def annotate_files(
         chunk=4096,
         device=device,
         shown=False,
+        sets=sets,
     )
     apart = engine != "local" or (workers or 1) > 1
     word = str(path.absolute()) if path == Path(model) else str(model)

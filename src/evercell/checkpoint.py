@@ -31,6 +31,7 @@ from evercell.celltypes import CellTypes
 from evercell.errors import CellsError, EvercellError, ModelError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
+from evercell.label_sets import LabelSets
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
 from evercell.profiles import ProfileModel
@@ -42,6 +43,7 @@ FORMAT = 1
 FORMAT_WITH_SKETCH = 2  # a reader that does not know of sketches would forget what they hold
 FORMAT_WITH_SCALED = 3  # linear members with a centre and a ceiling, or with a share of their own
 FORMAT_WITH_PROFILES = 4  # a reader that does not know of profiles would label cells without them
+FORMAT_WITH_SETS = 5  # one that does not know of label sets would find the fingerprint wrong
 FILES = ("genes.txt", "weights.safetensors", "bank.h5ad", "ledger.jsonl")
 SEALED = "sealed.h5ad"
 SKETCH = "sketch.safetensors"
@@ -287,6 +289,8 @@ def _description(folder: Path) -> dict[str, Any]:
 
 def _format(parts: dict[str, Any], *, sketched: bool) -> int:
     """Version of the layout: the oldest that has room for what the model holds, so that older readers take the rest."""
+    if "sets" in parts:
+        return FORMAT_WITH_SETS
     if "profiles" in parts:
         return FORMAT_WITH_PROFILES
     if "linear_scaled" in parts or "linear_share" in parts:
@@ -347,6 +351,7 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         sketch=_read_sketch(folder, description, types),
         linear_share=float(description.get("linear_share", EVEN)),
         profiles=profiles,
+        sets=LabelSets.of_arrays(part("sets.")) if description.get("sets") else None,
     )
 
 

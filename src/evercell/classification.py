@@ -19,6 +19,7 @@ from evercell.augmentation import Augmentation
 from evercell.bank import ExampleBank, balanced_rows
 from evercell.discriminant import RunningSums
 from evercell.evaluation import evaluate
+from evercell.label_sets import LabelSets
 from evercell.linear import LinearModel
 from evercell.rejection import Outputs, Rejector, best_rate
 from evercell.sketches import Sketch
@@ -160,14 +161,42 @@ def example_outputs(model: Annotator, cells: TrainingCells, seed: int) -> tuple[
 
 
 def calibrated(
-    model: Annotator, rejector: type[Rejector], cells: TrainingCells, held_out: TrainingCells, *, seed: int
+    model: Annotator,
+    rejector: type[Rejector],
+    cells: TrainingCells,
+    held_out: TrainingCells,
+    *,
+    seed: int,
+    allowance: float | None = None,
 ) -> Annotator:
-    """The model with its temperature, the thresholds of its rejector and its default rate set on held-out cells."""
+    """The model with temperature, rejector, default rate and label sets from held-out cells; see `with_thresholds`."""
     unseen = held_out.stored, held_out.measured_by_any
     uncalibrated = outputs_of(replace(model, temperature=1.0), *unseen)
     model = replace(model, temperature=best_temperature(uncalibrated.log_proba, held_out.codes))
     training, outputs = example_outputs(model, cells, seed), outputs_of(model, *unseen)
-    return replace(model, rejector=calibrated_rejector(rejector, training, (outputs, held_out.codes), seed=seed))
+    return with_thresholds(model, rejector, training, (outputs, held_out.codes), seed=seed, allowance=allowance)
+
+
+def with_thresholds(
+    model: Annotator,
+    rejector: type[Rejector],
+    training: tuple[Outputs, np.ndarray],
+    held_out: tuple[Outputs, np.ndarray],
+    *,
+    seed: int,
+    allowance: float | None = None,
+) -> Annotator:
+    """The model with rejector and label sets from outputs of training cells and of held-out cells, with their codes.
+
+    `allowance` is what thresholds of unknown cells are higher by for other studies; by default what `rejector` says.
+    """
+    outputs, codes = held_out
+    more = rejector.another_study if allowance is None else allowance
+    return replace(
+        model,
+        rejector=calibrated_rejector(rejector, training, held_out, seed=seed).allowing(more),
+        sets=LabelSets.calibrated(outputs.log_proba, codes, len(model.types)),
+    )
 
 
 def calibrated_rejector(

@@ -304,13 +304,13 @@ class _Maker:
         return model, history, held_out_metrics(model, baseline, validation)
 
     def refitted(self, first: Annotator, sealed: np.ndarray) -> Annotator:
-        """Model trained on all cells but the sealed ones; keeps the temperature and the thresholds of `first`."""
+        """Model trained on all cells but the sealed ones; keeps what was set on held-out cells for `first`."""
         if first.rejector is None:
             raise ValueError("the first model is not calibrated")
         model, cells = self._new(), self._unsealed(sealed)
         self._fit(model, cells, None, self.settings.training, "all")
         model = replace(model, linear=self._linear_member(cells), profiles=self._profiles(cells))
-        model = replace(model, temperature=first.temperature)
+        model = replace(model, temperature=first.temperature, sets=first.sets)
         rejector = fitted_rejector(model, REJECTORS[self.settings.rejector], cells, seed=self.seed)
         return replace(model, rejector=rejector.calibrated_as(first.rejector))
 

@@ -14,11 +14,12 @@ import pandas as pd
 import torch
 
 from evercell import __version__
-from evercell.adaptation import LOST, familiar, fitted_to, lost_share
+from evercell.adaptation import fitted_to, lost_share, worth_fitting
 from evercell.annotator import BATCH, Annotator
 from evercell.cells import Counts
 from evercell.counts import empty_note
 from evercell.genes import Alignment, align
+from evercell.label_sets import lineages, set_names
 from evercell.rejection import Outputs, Rejector
 from evercell.threads import MOST_THREADS
 from evercell.tokenizers import View
@@ -33,7 +34,7 @@ UNCALIBRATED = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What `annotate` was asked for; `rate` is None where rejection is off."""
+    """What `annotate` was asked for; `rate` is None where rejection is off, `sets` where no label sets are wanted."""
 
     rate: float | None
     layer: str | None
@@ -46,6 +47,7 @@ class Asked:
     chunk: int
     device: str
     shown: bool | None
+    sets: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The columns of an annotation as numbers, each (B,): code, rejected or not, confidence, unknown score."""
+    """The columns of an annotation as numbers, each (B,): code, rejected or not, confidence, unknown score.
+
+    `members` are the types in the set of each cell, a bit a type (B, ceil(K / 8)), where sets were asked for.
+    """
 
     codes: np.ndarray
     rejected: np.ndarray
     confidence: np.ndarray
     score: np.ndarray
+    members: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -107,11 +113,9 @@ class Labeller:
             name=name,
         )
         model = model.on(choose_device(asked.device))
-        lost = lost_share(model, alignment.measured)
-        # A linear member that alone knows the types cannot be fitted again: of most of them there is no cell.
-        adapted = asked.adapt and not model.linear_only and lost >= LOST and not familiar(model, alignment.measured)
-        fitted = fitted_to(model, alignment.measured) if adapted else model
-        return cls(counts, alignment, model, fitted, asked, lost)
+        fits = asked.adapt and worth_fitting(model, alignment.measured)
+        fitted = fitted_to(model, alignment.measured) if fits else model
+        return cls(counts, alignment, model, fitted, asked, lost_share(model, alignment.measured))
 
     @property
     def rejector(self) -> Rejector:
@@ -163,7 +167,13 @@ class Labeller:
             (score > threshold) | block.nothing,
             np.where(block.nothing, 0.0, block.outputs.confidence).astype(np.float32),
             score.astype(np.float32),
+            self._members(block.outputs),
         )
+
+    def _members(self, outputs: Outputs) -> np.ndarray | None:
+        if self.asked.sets is None or self.fitted.sets is None:
+            return None
+        return np.packbits(self.fitted.sets.members(outputs.log_proba, self.asked.sets), axis=1)
 
     def threshold(self, block: Block | None = None) -> float:
         """Score above which a cell is called unknown; `block` is all cells, which only some rejectors need."""
@@ -208,11 +218,19 @@ class Labeller:
             "rejector": rejector.name,
             "rejection_rate": "off" if rate is None else rate,
             "threshold": threshold,
+            **self._info_of_sets(),
             "lost_share": self.lost,
             "adapted": adapted,
             "classes": list(self.model.types.names),
             "notes": notes,
         }
+
+    def _info_of_sets(self) -> dict[str, Any]:
+        rate, sets = self.asked.sets, self.fitted.sets
+        if rate is None or sets is None:
+            return {}
+        few = np.flatnonzero(~sets.conditional(rate))
+        return {"set_error_rate": rate, "set_too_few_cells": [self.model.types.names[code] for code in few]}
 
 
 def _spans(first: int, end: int, chunk: int, n_threads: int) -> list[tuple[int, int]]:
@@ -231,7 +249,7 @@ def table(model: Annotator, verdicts: Verdicts, cells: pd.Index, key: str) -> pd
     shown = list(dict.fromkeys([*ids, ""]))
     place = np.array([shown.index(one) for one in [*ids, ""]])
     codes = np.where(verdicts.rejected, n_types, verdicts.codes)
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {
             key: pd.Categorical.from_codes(codes, categories=pd.Index([*model.types.names, UNKNOWN])),
             f"{key}_confidence": verdicts.confidence,
@@ -240,6 +258,26 @@ def table(model: Annotator, verdicts: Verdicts, cells: pd.Index, key: str) -> pd
         },
         index=cells,
     )
+    if verdicts.members is not None:
+        for name, column in _columns_of_sets(model, verdicts.members, verdicts.rejected).items():
+            found[f"{key}_{name}"] = column
+    return found
+
+
+def _columns_of_sets(model: Annotator, members: np.ndarray, rejected: np.ndarray) -> dict[str, pd.Categorical]:
+    """The set of each cell, and what all of its types are; of rejected cells the set alone."""
+    n_types = len(model.types.names)
+    distinct, which = np.unique(members, axis=0, return_inverse=True)
+    sets = np.unpackbits(distinct, axis=1, count=n_types).astype(bool)
+    told = lineages(sets, model.types)
+    names = np.array([*(name for name, _ in told), UNKNOWN], dtype=object)
+    ids = np.array([*(id for _, id in told), ""], dtype=object)
+    place = np.where(rejected, len(told), which.ravel())
+    return {
+        "set": pd.Categorical.from_codes(which.ravel(), categories=pd.Index(set_names(sets, model.types))),
+        "lineage": pd.Categorical(names[place]),
+        "lineage_ontology_term_id": pd.Categorical(ids[place]),
+    }
 
 
 def joined_info(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evercell import __version__
-from evercell.annotation import Annotation, add_majority, annotate, rejection_rate
+from evercell.annotation import (
+    Annotation,
+    add_majority,
+    annotate,
+    check_guarantees,
+    rejection_rate,
+    to_q_values,
+)
 from evercell.annotator import Annotator
 from evercell.cells import find_counts
 from evercell.errors import CellsError, EvercellError, ModelError
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+FIELDS = {"code": ("<i4", None), "confidence": ("<f4", None), "score": ("<f4", None), "flags": ("u1", None)}
+"""What is kept of every cell: kind and width, None for one number."""
 PART = 50_000
 """Cells after which the journal is brought up to date: at most so many are labelled twice after a kill."""
 
@@ -47,6 +57,8 @@ def annotated(
     *,
     arrays: bool = True,
     reject: str | float | None = None,
+    sets: float | None = None,
+    unknown_q: bool = False,
     key_added: str = "evercell",
     layer: str | None = None,
     species: str = "auto",
@@ -80,9 +92,9 @@ def annotated(
     arrays
         Whether ``probabilities`` and ``representation`` of the annotation are needed: they are mapped from the journal,
         valid within the block. Without them both have no columns.
-    reject, key_added, layer, species, gene_column, adapt, min_coverage, empty_cells, majority, seed, name, model_name
+    reject, sets, unknown_q, key_added, layer, species, gene_column, adapt, min_coverage, empty_cells, majority, seed
         As for `annotate`.
-    chunk, device, shown
+    name, model_name, chunk, device, shown
         As for `annotate`.
 
     Yields
@@ -105,6 +117,7 @@ def annotated(
         raise ModelError(
             "this model is pretrained only: it knows no cell types", hint="`evercell train --from` it first"
         )
+    check_guarantees(model, sets, unknown_q)
     asked = Asked(
         rate=rejection_rate(reject, rejector.default_rate),
         layer=layer,
@@ -117,6 +130,7 @@ def annotated(
         chunk=chunk,
         device=device,
         shown=shown,
+        sets=sets,
     )
     if not rejector.per_cell:  # it looks at all cells at once
         options = {**asdict(asked), "reject": reject, "key_added": key_added, "majority": majority, "seed": seed}
@@ -126,12 +140,18 @@ def annotated(
     clusters = clusters_in(query.obs, majority, name=name) if isinstance(majority, str) else None
     arrays = arrays or majority is True
     sources = _sources(model, query, asked, name)
-    fields = {"code": "<i4", "confidence": "<f4", "score": "<f4", "flags": "u1"}
-    widths = {"representation": model.backbone.width, "probabilities": len(model.types)} if arrays else {}
+    shapes: dict[str, tuple[str, int | None]] = dict(FIELDS)
+    if arrays:
+        shapes |= {"representation": ("<f4", model.backbone.width), "probabilities": ("<f4", len(model.types))}
+    if sets is not None:
+        shapes["members"] = ("u1", -(-len(model.types) // 8))
     identity = _identity(file, model, asdict(replace(asked, shown=None, chunk=0)))
-    with _journal(output, identity, fields, widths, query.n_obs) as journal:
+    with _journal(output, identity, shapes, query.n_obs) as journal:
         _label(sources, journal, asked)
         result = _result(model, sources, journal, query.obs_names, key_added)
+        if unknown_q:
+            _add_p_values(sources, journal, result, key_added)
+            to_q_values(result.obs, result.info, key=key_added)
         if majority is True:
             clusters = made_clusters(result.representation, seed=seed)
         if clusters is not None:
@@ -190,6 +210,8 @@ def _label(sources: list[_Source], journal: _Journal, asked: Asked) -> None:
                     if "representation" in part:
                         part["representation"][rows] = block.outputs.representation
                         part["probabilities"][rows] = block.outputs.proba
+                    if verdicts.members is not None:
+                        part["members"][rows] = verdicts.members
                     done += last - one
                     step(done, journal.n_cells, None)
             journal.append(part)
@@ -198,8 +220,9 @@ def _label(sources: list[_Source], journal: _Journal, asked: Asked) -> None:
 def _result(model: Annotator, sources: list[_Source], journal: _Journal, cells: pd.Index, key: str) -> Annotation:
     """The annotation that the journal holds."""
     codes, flags = np.array(journal.array("code")), np.array(journal.array("flags"))
-    numbers = (np.array(journal.array(name)) for name in ("confidence", "score"))
-    obs = table(model, Verdicts(codes, flags & 1 == 1, *numbers), cells, key)
+    confidence, score = (np.array(journal.array(name)) for name in ("confidence", "score"))
+    members = np.array(journal.array("members")) if "members" in journal.shapes else None
+    obs = table(model, Verdicts(codes, flags & 1 == 1, confidence, score, members), cells, key)
     infos = []
     for source in sources:
         own = flags[source.rows]
@@ -211,6 +234,14 @@ def _result(model: Annotator, sources: list[_Source], journal: _Journal, cells: 
         journal.array(name) if name in journal.shapes else nothing for name in ("probabilities", "representation")
     )
     return Annotation(obs, best, probabilities, representation, model.types.names, joined_info(infos), key)
+
+
+def _add_p_values(sources: list[_Source], journal: _Journal, result: Annotation, key: str) -> None:
+    scores, codes = np.array(journal.array("score")), np.array(journal.array("code"))
+    p_values = np.ones(len(scores))
+    for source in sources:
+        p_values[source.rows] = source.ready.rejector.p_values(scores[source.rows], codes[source.rows])
+    result.obs[f"{key}_unknown_q"] = p_values
 
 
 def _identity(file: str | os.PathLike[str], model: Annotator, options: Mapping[str, Any]) -> str:
@@ -225,12 +256,12 @@ def _identity(file: str | os.PathLike[str], model: Annotator, options: Mapping[s
 class _Journal:
     """Arrays of the cells that are labelled, each a file that is appended to; `state.json` says how many are whole."""
 
-    def __init__(self, folder: Path, identity: str, shapes: Mapping[str, tuple[str, int]], n_cells: int) -> None:
+    def __init__(self, folder: Path, identity: str, shapes: Mapping[str, tuple[str, int | None]], n_cells: int) -> None:
         self.folder, self.identity, self.shapes, self.n_cells = folder, identity, dict(shapes), n_cells
         self.done = self._done()
-        for name, (kind, width) in self.shapes.items():
+        for name in self.shapes:
             with (folder / name).open("ab") as file:
-                file.truncate(self.done * width * np.dtype(kind).itemsize)
+                file.truncate(self._bytes(name, self.done))
 
     def _done(self) -> int:
         """Cells that an earlier, killed call has labelled; 0 where that was not this call."""
@@ -239,19 +270,14 @@ class _Journal:
             if state["identity"] != self.identity or set(self.shapes) - set(state["arrays"]):
                 return 0
             done = int(state["cells"])
-            whole = all(
-                (self.folder / name).stat().st_size >= done * width * np.dtype(kind).itemsize
-                for name, (kind, width) in self.shapes.items()
-            )
+            whole = all((self.folder / name).stat().st_size >= self._bytes(name, done) for name in self.shapes)
             return done if whole else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
 
     def empty_part(self, n_cells: int) -> dict[str, np.ndarray]:
         """Arrays for the next cells, to be filled."""
-        return {
-            name: np.zeros((n_cells, width)[: 1 + _wide(name)], kind) for name, (kind, width) in self.shapes.items()
-        }
+        return {name: np.zeros(self._shape(name, n_cells), kind) for name, (kind, _) in self.shapes.items()}
 
     def append(self, part: Mapping[str, np.ndarray]) -> None:
         """Add cells, and only then say that they are there."""
@@ -269,17 +295,19 @@ class _Journal:
 
     def array(self, name: str) -> np.ndarray:
         """An array of all cells, mapped from its file."""
-        kind, width = self.shapes[name]
-        return np.memmap(self.folder / name, kind, "r", shape=(self.n_cells, width)[: 1 + _wide(name)])
+        return np.memmap(self.folder / name, self.shapes[name][0], "r", shape=self._shape(name, self.n_cells))
 
+    def _shape(self, name: str, n_cells: int) -> tuple[int, ...]:
+        width = self.shapes[name][1]
+        return (n_cells,) if width is None else (n_cells, width)
 
-def _wide(name: str) -> bool:
-    return name in ("representation", "probabilities")
+    def _bytes(self, name: str, n_cells: int) -> int:
+        return math.prod(self._shape(name, n_cells)) * np.dtype(self.shapes[name][0]).itemsize
 
 
 @contextmanager
 def _journal(
-    output: str | os.PathLike[str], identity: str, fields: Mapping[str, str], widths: Mapping[str, int], n_cells: int
+    output: str | os.PathLike[str], identity: str, shapes: Mapping[str, tuple[str, int | None]], n_cells: int
 ) -> Iterator[_Journal]:
     """The journal beside an output, for one process at a time; removed unless the block is broken off."""
     target = Path(os.path.realpath(output))
@@ -290,7 +318,6 @@ def _journal(
         raise CellsError(
             f"`{folder}` cannot be made: {error.strerror}", hint="write the output to another folder"
         ) from error
-    shapes = {name: (kind, 1) for name, kind in fields.items()} | {name: ("<f4", n) for name, n in widths.items()}
     with ExitStack() as stack:
         _lock(folder / "lock", stack, output)
         try:

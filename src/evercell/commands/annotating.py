@@ -62,6 +62,22 @@ def annotate(
             "at its training. off labels every cell.",
         ),
     ] = None,
+    sets: Annotated[
+        float | None,
+        typer.Option(
+            "--sets",
+            metavar="RATE",
+            help="Add evercell_set, the types that a cell may be of at this rate of errors (such as 0.1), and "
+            "evercell_lineage, what all of them are.",
+        ),
+    ] = None,
+    unknown_q: Annotated[
+        bool,
+        typer.Option(
+            "--unknown-q",
+            help="Add evercell_unknown_q: of cells with at most 0.1, a tenth are expected to be of known types.",
+        ),
+    ] = False,
     report: Report = None,
     truth: Annotated[
         str | None, typer.Option("--truth", metavar="KEY", help="Column of obs that the report compares with.")
@@ -123,12 +139,14 @@ def annotate(
             file,
             output,
             console,
-            for_one={"report": report, "truth": truth, "compat": compat, "majority": majority, "clusters": clusters},
+            for_one={"report": report, "truth": truth, "compat": compat, "majority": majority, "clusters": clusters}
+            | {"unknown-q": unknown_q},
             as_json=as_json,
             model=model,
             engine=engine,
             workers=workers,
             reject=reject,
+            sets=sets,
             key_added=key_added,
             layer=layer,
             species=species,
@@ -160,6 +178,8 @@ def annotate(
         check_column(adata, truth, name=str(file), option="--truth")
     options: dict[str, Any] = {
         "reject": reject,
+        "sets": sets,
+        "unknown_q": unknown_q,
         "key_added": key_added,
         "adapt": adapt,
         "layer": layer,

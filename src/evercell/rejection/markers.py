@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from evercell.profiles import correlations
-from evercell.rejection.base import Outputs, Rejector
+from evercell.rejection.base import CALIBRATION, Outputs, Rejector
 from evercell.tokenizers.base import View
 
 MARKERS = 30  # a type
@@ -31,7 +31,7 @@ class MarkersRejector(Rejector):
     """
 
     name: ClassVar[str] = "markers"
-    calibration: ClassVar[tuple[str, ...]] = ("known_quantiles", "expected", "slope")
+    calibration: ClassVar[tuple[str, ...]] = (*CALIBRATION, "expected", "slope")
     of_genes: ClassVar[tuple[str, ...]] = ("expected", "slope")
 
     @classmethod

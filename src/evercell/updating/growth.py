@@ -46,6 +46,7 @@ def grown(old: Annotator, types: CellTypes, vocabulary: GeneVocabulary, *, seed:
         linear=None,
         profiles=None,
         rejector=None,
+        sets=None,
         temperature=1.0,
         bank=old.bank.widened(len(vocabulary)),
         sketch=None if old.sketch is None else old.sketch.widened(len(vocabulary)),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from evercell.annotator import Annotator, best_temperature, tempered
 from evercell.bank import balanced_rows
-from evercell.classification import CellsView, calibrated_rejector, outputs_of
+from evercell.classification import CellsView, outputs_of, with_thresholds
 from evercell.discriminant import RunningSums
 from evercell.rejection import Outputs, Rejector
 from evercell.sketches import DRAWN, Sketch
@@ -97,6 +97,7 @@ def calibrated_with_sketch(
     sketch: Sketch,
     *,
     seed: int,
+    allowance: float | None = None,
 ) -> Annotator:
     """The model with temperature and thresholds set on held-out cells and, for sketched stages, on draws."""
     plain = replace(model, temperature=1.0)
@@ -106,7 +107,7 @@ def calibrated_with_sketch(
     model = replace(model, temperature=best_temperature(said.log_proba, codes))
     said = replace(said, log_proba=tempered(said.log_proba, model.temperature))
     known = _known(model, cells, sketch, seed)
-    return replace(model, rejector=calibrated_rejector(rejector, known, (said, codes), seed=seed))
+    return with_thresholds(model, rejector, known, (said, codes), seed=seed, allowance=allowance)
 
 
 def _with_draws(outputs: Outputs, drawn: Outputs) -> Outputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from evercell.training_cells import TrainingCells
 from evercell.updating.base import StageContext, Strategy, UpdateSettings, of_bank
 from evercell.updating.growth import grown
 from evercell.updating.recall import calibrated_with_sketch, recalled_loss, rejector_with_sketch
+from evercell.updating.unseen import allowance
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class StageMaker:
     seed: int
     shown: bool | None
     keeps_cells: bool = True
+    unlearnt: Sequence[Mapping[str, Any]] = ()
 
     def made(self, strategy: type[Strategy], settings: UpdateSettings, folder: Path | None) -> Made:
         """The model trained with cells held out, to calibrate and score it; then, if asked for, on all unsealed."""
@@ -69,6 +72,7 @@ class StageMaker:
         if self.old.rejector is None:
             raise ModelError("the model is not calibrated", hint="make it again with `evercell train`")
         rejector = type(self.old.rejector)
+        more = allowance(self.old, self.unlearnt, rejector)
         bank, held_out = self.old.bank.widened(len(self.vocabulary)), self.cells.taken(self.held_out)
         kept, looked_at = bank, held_out
         if strategy.uses_bank and self.earlier is None and strategy.trained != "nothing" and len(bank) > 1:
@@ -86,20 +90,23 @@ class StageMaker:
             unseen = of_bank(self.old.sealed.widened(len(self.vocabulary))).joined(held_out)
         if recalls:
             real = of_bank(stage.bank).joined(stage.cells)
-            model = calibrated_with_sketch(model, rejector, real, unseen, self._carried(model), seed=self.seed)
+            model = calibrated_with_sketch(
+                model, rejector, real, unseen, self._carried(model), seed=self.seed, allowance=more
+            )
         else:
-            model = calibrated(model, rejector, seen, unseen, seed=self.seed)
+            model = calibrated(model, rejector, seen, unseen, seed=self.seed, allowance=more)
         metrics = held_out_metrics(model, baseline, held_out)
         if settings.refit and model.rejector is not None:
             rows = np.setdiff1d(np.arange(len(self.cells)), self.sealed)
-            temperature, first = model.temperature, model.rejector
+            first, rejected_as = model, model.rejector
             model, _, stage = self._trained(strategy(), settings, (rows, bank, None), bank, folder)
             if recalls:
                 real = of_bank(stage.bank).joined(stage.cells)
                 fitted = rejector_with_sketch(model, rejector, real, self._carried(model), seed=self.seed)
             else:
                 fitted = fitted_rejector(model, rejector, _seen(strategy, stage)[0], seed=self.seed)
-            model = replace(model, temperature=temperature, rejector=fitted.calibrated_as(first))
+            fitted = fitted.calibrated_as(rejected_as)
+            model = replace(model, temperature=first.temperature, rejector=fitted, sets=first.sets)
         return Made(model, settings, metrics, history)
 
     def _recalls(self, strategy: type[Strategy]) -> bool:

@@ -39,6 +39,7 @@ from evercell.updating.growth import with_genes_of
 from evercell.updating.linear import LinearStrategy
 from evercell.updating.settlement import settled
 from evercell.updating.stage import Made, StageMaker
+from evercell.updating.unseen import unlearnt
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -176,8 +177,9 @@ def update(
             state_folder = Path(state_folder) / hashlib.sha256(run.encode()).hexdigest()[:12]
         sealed = sealed_rows(cells, split.validation, settings.sealed if keeps_cells else 0, seed=seed)
         maker = StageMaker(
-            old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown, keeps_cells
-        )
+            old, types, vocabulary, cells, earlier, split.train, split.validation, sealed, seed, shown, keeps_cells,
+            unlearnt(old, cells),
+        )  # fmt: skip
         attempts = _attempts(old, strategy, settings, force=force)
         made, tries = _first_that_holds(maker, attempts, state_folder, tolerance, force)
         new_sealed = cells.taken(sealed).as_bank(stage=stage)
@@ -212,6 +214,7 @@ def update(
         "forced": force,
         "tries": tries,
         "sealed": sealed_figures(published),
+        "unlearnt": list(maker.unlearnt),
     }
     if published.sketch is not None or not keeps_cells:
         facts |= _sketch_facts(published, studies, stage, bank)
