@@ -53,8 +53,8 @@ COLUMNS = [
 PACKAGES = {"evercell": "evercell", **{name: COMPARED[name].needs[0] for name in BASELINES}}
 
 
-def evercell_method(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int = 0) -> Prediction:
-    """evercell, trained from the studies as they are; the best label of every cell is scored, rejected or not.
+def evercell_model(train: Sequence[ad.AnnData], seed: int = 0) -> tuple[Any, float]:
+    """A model of evercell, trained from the studies as they are, and the seconds that took.
 
     Tasks with the same training cells share one model a seed, kept in the folder `MODELS` of the environment where that
     is set; the seconds of its training are kept beside it.
@@ -82,6 +82,16 @@ def evercell_method(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int = 0
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".json").write_text(json.dumps(trained))
             evercell.save(model, kept)
+    return model, trained
+
+
+def evercell_method(train: Sequence[ad.AnnData], test: ad.AnnData, seed: int = 0) -> Prediction:
+    """evercell; the best label of every cell is scored, rejected or not."""
+    import time
+
+    import evercell
+
+    model, trained = evercell_model(train, seed)
     start = time.perf_counter()
     result = evercell.annotate(model, test, shown=False)
     annotated = time.perf_counter() - start

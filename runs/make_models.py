@@ -6,8 +6,6 @@
 Each is trained on its first study and updated with every further one, as a user would. Names of types are settled by
 the tables below. A study whose deposit states no licence leaves a sketch of its types in the model and no cell.
 Genes: of the backbone's those that most of the annotator's studies express. Weights are rounded to half precision.
-Thresholds of unknown cells: each study, before it is learnt, is one that the model has not seen. What the thresholds
-must move by for nine in ten of its rightly labelled cells to be kept is noted; in the end they move by the median.
 `benchmarks/annotators.py` measures the models on studies that none has seen and writes the figures into the cards.
 """
 
@@ -32,8 +30,6 @@ from evercell.model_card import model_card
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "labelled"
 GENES, BANK, SEALED = 8_000, 800, 150
 """Of a finished annotator: genes, example cells, sealed cells; all models together are to stay below 40 MB."""
-KEPT = 0.9
-"""Share of the cells of a study that the model before it labelled right which are not to be called Unknown."""
 LEAST_CELLS = 10
 """Types with fewer cells in a study are set aside: they can be neither learnt nor judged."""
 
@@ -168,7 +164,6 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
     """The annotator, stage by stage."""
     cells = [study.read(folder) for study in studies]
     base = base.over_genes(expressed(base, cells, GENES))
-    moves = []
     model: ec.Annotator | None = None
     for study, part in zip(studies, cells, strict=True):
         start = time.perf_counter()
@@ -179,7 +174,6 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
                 part, "label", groups=groups, base=base, bank=study.bank, seed=seed, names=[name], shown=False
             )
         else:
-            moves.append(allowance(model, part))
             model = ec.update(
                 model,
                 part,
@@ -203,28 +197,14 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
         )
     if model is None or model.rejector is None:
         raise ValueError("an annotator is made of one study at least")
-    move = float(np.median(moves))
-    print(
-        f"  thresholds moved by {move:.2f}, the median of {', '.join(f'{one:.2f}' for one in moves)}", file=sys.stderr
-    )
+    print(f"  thresholds of unknown cells allow for {model.rejector.allowance:.2f}", file=sys.stderr)
     rng = np.random.default_rng(seed)
     bank = model.bank.taken(balanced_rows(model.bank.codes, BANK, rng))
     sealed = model.sealed
     if sealed is not None:
         kinds = kinds_of(sealed.codes, sealed.stages)
         sealed = sealed.taken(balanced_rows(kinds, SEALED, rng))
-    return replace(model, rejector=model.rejector.moved(move), bank=bank, sealed=sealed).halved()
-
-
-def allowance(model: ec.Annotator, cells: ad.AnnData) -> float:
-    """How far the thresholds must move for a study that the model has not seen, of whose types it knows.
-
-    Thresholds come from held-out cells of the studies that a model was trained on; cells of another study score higher.
-    """
-    result = ec.annotate(model, cells, shown=False)
-    right = result.best_labels == cells.obs["label"].astype(str).to_numpy()
-    score = result.obs["evercell_unknown_score"].to_numpy()[right]
-    return max(float(np.quantile(score, KEPT) - result.info["threshold"]), 0.0) if right.any() else 0.0
+    return replace(model, bank=bank, sealed=sealed).halved()
 
 
 def card(model: ec.Annotator, summary: str, studies: list[Study]) -> str:
