@@ -19,6 +19,7 @@ from evercell.errors import ModelError, SettingsError
 from evercell.examples import load_example
 from evercell.finetuning import quick_settings
 from evercell.label_sets import LabelSets, lineages, set_names
+from evercell.label_store import read_labels
 from evercell.rejection import REJECTORS, Outputs
 from evercell.rejection.confidence import ConfidenceRejector
 from evercell.streaming import annotated
@@ -245,6 +246,10 @@ def test_the_command_line_writes_sets_and_q_values(run, model: Annotator, query:
     obs = read_h5ad(tmp_path / "out.h5ad").obs
     assert {"evercell_set", "evercell_lineage", "evercell_unknown_q"} <= set(obs)
     assert obs["evercell_unknown_q"].between(0, 1).all()
+    code, _, err = run(*base, str(tmp_path / "labels"), "--sets", "0.1")
+    assert code == 0, err
+    stored = read_labels(tmp_path / "labels")["evercell_set"]
+    assert (stored.astype(str).to_numpy() == obs["evercell_set"].astype(str).to_numpy()).all()
     code, _, err = run(*base, str(tmp_path / "labels"), "--unknown-q")
     assert code == 2 and "--unknown-q needs all cells of one file at once" in err
     code, _, err = run(*base, str(tmp_path / "out.csv"), "--sets", "2")

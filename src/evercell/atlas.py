@@ -268,9 +268,8 @@ def _label(
 class _Cells(streaming._Journal):
     """A journal of some cells, in memory."""
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.done, self.n_cells = start, stop
-        self.shapes = {"code": ("<i4", 1), "confidence": ("<f4", 1), "score": ("<f4", 1), "flags": ("u1", 1)}
+    def __init__(self, start: int, stop: int, shapes: dict[str, tuple[str, int | None]]) -> None:
+        self.done, self.n_cells, self.shapes = start, stop, shapes
         self._parts: list[dict[str, np.ndarray]] = []
 
     def append(self, part: Any) -> None:
@@ -284,7 +283,7 @@ def _labelled(job: Job, part: Part) -> Annotation:
     """What the model says of the cells of a part."""
     model, sources, cells = _opened(job, part.file, part.called, part.identity)
     start, stop = part.start, len(cells) if part.stop is None else part.stop
-    found = _Cells(start, stop)
+    found = _Cells(start, stop, streaming._fields(model, job.asked))
     streaming._label(sources, found, job.asked)
     own = []
     for source in sources:

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-FIELDS = {"code": ("<i4", None), "confidence": ("<f4", None), "score": ("<f4", None), "flags": ("u1", None)}
-"""What is kept of every cell: kind and width, None for one number."""
 PART = 50_000
 """Cells after which the journal is brought up to date: at most so many are labelled twice after a kill."""
 
@@ -140,11 +138,9 @@ def annotated(
     clusters = clusters_in(query.obs, majority, name=name) if isinstance(majority, str) else None
     arrays = arrays or majority is True
     sources = _sources(model, query, asked, name)
-    shapes: dict[str, tuple[str, int | None]] = dict(FIELDS)
+    shapes = _fields(model, asked)
     if arrays:
         shapes |= {"representation": ("<f4", model.backbone.width), "probabilities": ("<f4", len(model.types))}
-    if sets is not None:
-        shapes["members"] = ("u1", -(-len(model.types) // 8))
     identity = _identity(file, model, asdict(replace(asked, shown=None, chunk=0)))
     with _journal(output, identity, shapes, query.n_obs) as journal:
         _label(sources, journal, asked)
@@ -188,6 +184,17 @@ def _sources(model: Annotator, query: AnnData, asked: Asked, name: str) -> list[
             counts = counts.over(part.measured_raw)
         found.append(_Source(called, rows, Labeller.ready(model, counts, asked, called)))
     return found
+
+
+def _fields(model: Annotator, asked: Asked) -> dict[str, tuple[str, int | None]]:
+    """What is kept of every cell: kind and width, None for one number."""
+    found: dict[str, tuple[str, int | None]] = {
+        "code": ("<i4", None),
+        "confidence": ("<f4", None),
+        "score": ("<f4", None),
+        "flags": ("u1", None),
+    }
+    return found if asked.sets is None else found | {"members": ("u1", -(-len(model.types) // 8))}
 
 
 def _label(sources: list[_Source], journal: _Journal, asked: Asked) -> None:
