@@ -173,7 +173,7 @@ def test_names_follow_key_added(model: Annotator, query: AnnData) -> None:
     annotate(model, query, inplace=True, key_added="second")
     assert {"first", "first_confidence", "second", "second_confidence"} <= set(query.obs)
     assert set(query.obsm) == {"X_first", "first_proba", "X_second", "second_proba"}
-    assert set(query.uns) == {"first", "second"}
+    assert set(query.uns) == {"first", "first_colors", "second", "second_colors"}
 
 
 @pytest.mark.parametrize("reject", [None, "off"])

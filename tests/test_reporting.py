@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from evercell.colours import UNKNOWN_COLOUR, type_colours
+from evercell.colours import UNKNOWN_COLOUR
 from evercell.doctor import Finding
 from evercell.errors import CellsError, LabelsError
 from evercell.reporting import figures, findings, report, write_report
@@ -286,14 +286,6 @@ def test_sampling_is_said_in_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = Page(write_report(adata, tmp_path / "large.html").read_text())
     drawn = sum(len(entry["x"]) for entry in shown.plots["map"]["types"])
     assert drawn < 200 and f"Shown are {drawn} of 400 cells, sampled by type." in shown.text
-
-
-def test_colours_are_distinct_and_follow_the_model() -> None:
-    names = [f"type {i:02d}" for i in range(60)]
-    colours = type_colours(names)
-    assert len(set(colours.values())) == 61 and colours["Unknown"] == UNKNOWN_COLOUR
-    # A second sample, in which half the types are missing, is coloured as the first where the model names its types.
-    assert type_colours(names[30:], first=names)["type 40"] == colours["type 40"]
 
 
 def test_plot_text_is_literal() -> None:

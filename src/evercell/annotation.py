@@ -14,6 +14,7 @@ import pandas as pd
 
 from evercell.annotator import Annotator
 from evercell.cells import find_counts
+from evercell.colours import HETEROGENEOUS, stored_colours
 from evercell.errors import ModelError, SettingsError
 from evercell.genes import align
 from evercell.labelling import UNKNOWN, Asked, Block, Labeller, joined_info, table
@@ -78,22 +79,30 @@ class Annotation:
         return self.obs[self.key].astype(str).to_numpy()
 
     def write_into(self, adata: AnnData) -> None:
-        """Add the columns, arrays and facts to the AnnData that was annotated."""
+        """Add the columns, arrays and facts to the AnnData that was annotated.
+
+        Types of which there is no cell are no categories there: Scanpy's figures and tests would show and refuse them.
+        """
         if list(adata.obs_names) != list(self.obs.index):
             raise SettingsError("the cells of this AnnData are not the cells that were annotated")
         if self.clusters is None and f"{self.key}_majority" in adata.obs:
             del adata.obs[f"{self.key}_majority"]  # of an earlier annotation, whose labels are replaced
-        for name in self.obs:
-            adata.obs[name] = self.obs[name]
+        for name, column in self.obs.items():
+            used = isinstance(column.dtype, pd.CategoricalDtype)
+            adata.obs[name] = column.cat.remove_unused_categories() if used else column
         adata.obsm[f"X_{self.key}"] = self.representation
         adata.obsm[f"{self.key}_proba"] = self.probabilities
+        adata.uns.update(self.facts(adata.obs[list(self.obs)]))
+
+    def facts(self, obs: pd.DataFrame) -> dict[str, Any]:
+        """What belongs into ``uns`` beside the columns `obs`: the facts, and the colours of the types for Scanpy."""
         info = copy.deepcopy(self.info)
         if "sources" in info:  # a slash in a name would be a group in the file
             shared = os.path.commonpath(list(info["sources"]))
             info["sources"] = {
                 name.removeprefix(f"{shared}/").replace("/", "_"): facts for name, facts in info["sources"].items()
             }
-        adata.uns[self.key] = info
+        return {self.key: info, **stored_colours(obs, self.types)}
 
     def celltypist(self, *, least_share: float = 0.0) -> pd.DataFrame:
         """The result in the columns of CellTypist, for scripts that read those.
@@ -117,7 +126,7 @@ class Annotation:
         if self.clusters is not None:
             columns["over_clustering"] = self.clusters
             columns["majority_voting"] = majority_vote(
-                predicted, self.clusters.codes, least_share=least_share, below="Heterogeneous"
+                predicted, self.clusters.codes, least_share=least_share, below=HETEROGENEOUS
             )
         columns["conf_score"] = self.obs[f"{self.key}_confidence"].to_numpy()
         return pd.DataFrame(columns, index=self.obs.index)

@@ -175,10 +175,8 @@ def label_part(job: Job, part: Part) -> EvercellError | None:
     try:
         with _apart() if job.apart else ExitStack():
             result = _labelled(job, part)
-            made = AnnData(obs=result.obs[[]])
-            result.write_into(made)
-            del made.obsm  # without columns
-            write_cells(made, place)
+            # All types are categories: those of the parts of a file have to be the same.
+            write_cells(AnnData(obs=result.obs, uns=result.facts(result.obs)), place)
     except EvercellError as error:
         return error
     except Exception as error:  # one part is no reason to end the others

@@ -1,12 +1,20 @@
-"""Colours of cell types: the same in every plot, page and file."""
+"""Colours of cell types: the same in every plot, page and file of a model.
+
+The types of a model have codes that mean the same for ever, and the colour follows from the code: a type keeps it from
+file to file, and after an update too.
+"""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-UNKNOWN = "Unknown"
-UNKNOWN_COLOUR = "#9aa0a6"
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNKNOWN, UNKNOWN_COLOUR = "Unknown", "#9aa0a6"
+HETEROGENEOUS, HETEROGENEOUS_COLOUR = "Heterogeneous", "#c4c8cc"  # CellTypist's word for a cluster without majority
 
 # Ten calm colours, then the colours farthest from all earlier ones in OKLab, with a lightness that reads on white and
 # on near-black (0.5 to 0.8) and enough chroma not to be taken for the grey of unknown cells.
@@ -45,3 +53,26 @@ def type_colours(types: Iterable[str], *, first: Sequence[str] = ()) -> dict[str
         red, green, blue = colorsys.hls_to_rgb(index * 0.61803398875 % 1, (0.45, 0.6, 0.72)[index % 3], 0.6)
         colours[name] = f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
     return colours | {UNKNOWN: UNKNOWN_COLOUR}
+
+
+def stored_colours(obs: pd.DataFrame, types: Sequence[str]) -> dict[str, list[str]]:
+    """Colours of the columns that hold types of a model, as Scanpy keeps them in ``uns``.
+
+    Parameters
+    ----------
+    obs
+        Table of cells; columns whose categories are all types of the model, Unknown or Heterogeneous are coloured.
+    types
+        Types of the model, by code.
+
+    Returns
+    -------
+    dict
+        ``NAME_colors``: a colour for each category of column NAME, in their order.
+    """
+    colours = type_colours((), first=types) | {HETEROGENEOUS: HETEROGENEOUS_COLOUR}
+    found = {}
+    for name, column in obs.items():
+        if column.dtype == "category" and set(column.cat.categories) <= colours.keys():
+            found[f"{name}_colors"] = [colours[one] for one in column.cat.categories]
+    return found

@@ -17,6 +17,7 @@ from evercell import __version__
 from evercell.adaptation import fitted_to, lost_share, worth_fitting
 from evercell.annotator import BATCH, Annotator
 from evercell.cells import Counts
+from evercell.colours import UNKNOWN
 from evercell.counts import empty_note
 from evercell.genes import Alignment, align
 from evercell.label_sets import lineages, set_names
@@ -25,7 +26,6 @@ from evercell.threads import MOST_THREADS
 from evercell.tokenizers import View
 from evercell.training import choose_device
 
-UNKNOWN = "Unknown"
 UNCALIBRATED = (
     "the model was imported without cells, so it has no threshold for unknown cells: every cell is labelled; "
     "`update` sets one"

@@ -203,7 +203,7 @@ def annotate(
             write_table(result.obs.rename_axis("cell"), output)
         elif streamed:
             arrays = {name: adata.obsm[name] for name in (f"X_{key_added}", f"{key_added}_proba")}
-            extended(file, output, obs=adata.obs, obsm=arrays, uns={key_added: adata.uns[key_added]})
+            extended(file, output, obs=adata.obs, obsm=arrays, uns=result.facts(adata.obs[list(result.obs)]))
         else:
             write_cells(adata, output)
         console.note(f"written: {output}")

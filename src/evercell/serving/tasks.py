@@ -31,7 +31,7 @@ from evercell.annotation import annotate as label
 from evercell.cells import find_counts, read_cells, write_cells, write_table
 from evercell.checkpoint import load, save
 from evercell.choosing import Choice, choose
-from evercell.colours import PALETTE, type_colours
+from evercell.colours import PALETTE, UNKNOWN, type_colours
 from evercell.copying import can_be_extended, extended
 from evercell.doctor import check_labels
 from evercell.errors import LabelsError
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from evercell.cells import Counts
 
 KEY = "evercell"
-UNKNOWN = "Unknown"
 CORRECTED = f"{KEY}_corrected"
 MOST_DRAWN = 20_000
 MOST_SAMPLES = 40
@@ -97,7 +96,7 @@ def annotate(task: Task, say: Say) -> dict[str, Any]:
         result.write_into(adata)
         if stored:
             arrays = {one: adata.obsm[one] for one in (f"X_{KEY}", f"{KEY}_proba")}
-            extended(file, output, obs=adata.obs, obsm=arrays, uns={KEY: adata.uns[KEY]})
+            extended(file, output, obs=adata.obs, obsm=arrays, uns=result.facts(adata.obs[list(result.obs)]))
         else:
             write_cells(adata, output)
         write_table(result.obs.rename_axis("cell"), folder / "labels.csv")
