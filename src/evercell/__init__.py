@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evercell import celltypist as celltypist
+    from evercell import tl as tl
     from evercell.annotation import Annotation as Annotation
     from evercell.annotation import annotate as annotate
     from evercell.annotation import embed as embed
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from evercell.discovery import discover as discover
     from evercell.discovery import select as select
     from evercell.errors import EvercellError as EvercellError
+    from evercell.estimator import EvercellClassifier as EvercellClassifier
     from evercell.evaluation import evaluate as evaluate
     from evercell.examples import load_example as load_example
     from evercell.explaining import Explanation as Explanation
@@ -46,6 +49,7 @@ _PUBLIC = {
     "Annotation": "annotation",
     "Annotator": "annotator",
     "Discovery": "discovery",
+    "EvercellClassifier": "estimator",
     "EvercellError": "errors",
     "Explanation": "explaining",
     "ModelSettings": "finetuning",
@@ -72,12 +76,16 @@ _PUBLIC = {
     "write_report": "reporting",
 }
 
+_SUBMODULES = ("celltypist", "tl")
+
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"evercell.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'evercell' has no attribute '{name}'")
     return getattr(importlib.import_module(f"evercell.{_PUBLIC[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_PUBLIC, "__version__"])
+    return sorted([*_PUBLIC, *_SUBMODULES, "__version__"])

@@ -29,7 +29,7 @@ from evercell.engines import check_engine, each
 from evercell.errors import CellsError, EvercellError, ModelError, SettingsError
 from evercell.label_store import PARTS, keep_parts, make_store, stored, write_manifest
 from evercell.labelling import Asked
-from evercell.progress import progress
+from evercell.progress import progress, silenced
 from evercell.registry import find, load
 from evercell.training import choose_device
 
@@ -173,7 +173,7 @@ def label_part(job: Job, part: Part) -> EvercellError | None:
     if place.exists():
         return None
     try:
-        with _apart() if job.apart else ExitStack():
+        with _apart() if job.apart else ExitStack(), silenced(True):
             result = _labelled(job, part)
             # All types are categories: those of the parts of a file have to be the same.
             write_cells(AnnData(obs=result.obs, uns=result.facts(result.obs)), place)

@@ -21,6 +21,7 @@ import scipy.sparse as sp
 
 from evercell.counts import Counts, find_counts, is_transposed
 from evercell.errors import CellsError
+from evercell.progress import progress
 from evercell.stored_cells import open_h5ad, open_zarr, stored_csr
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ TABLE_ROWS = 1000  # rows of a dense table parsed at a time, then kept sparse
 PRINTED_ROWS = 50_000  # rows of a table made into text at a time
 
 
+@progress("reading the cells")
 def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed: bool = False) -> AnnData:
     """Read a file of cells, check that it holds counts, and leave everything in it as it was.
 
@@ -81,6 +83,7 @@ def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed
     return adata
 
 
+@progress("writing the cells")
 def write_cells(adata: AnnData, path: str | os.PathLike[str]) -> None:
     """Write an AnnData to ``.h5ad`` or ``.zarr``; the file is whole or absent, and ``adata`` is not changed.
 

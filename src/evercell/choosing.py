@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from evercell import registry
 from evercell.annotation import annotate
+from evercell.annotator import Annotator
 from evercell.cells import Counts, find_counts
 from evercell.errors import CellsError, EvercellError, ModelError
 from evercell.gene_names import canonical_genes
 from evercell.genes import align
+from evercell.progress import progress
 from evercell.training import choose_device
 
 if TYPE_CHECKING:
@@ -166,10 +170,12 @@ def choose(
     counts = query if isinstance(query, Counts) else find_counts(query, layer=layer, name=name, empty_cells="keep")
     canonical_genes(counts.genes, species=species, column=gene_column)  # a wrong word is no fault of the models
     sample = sample_of(counts, name)
-    tried = [
-        _tried(one, sample, species=species, gene_column=gene_column, adapt=adapt, name=name, device=device)
-        for one in listed
-    ]
+    how: dict[str, Any] = {"species": species, "gene_column": gene_column, "adapt": adapt}
+    tried = []
+    with progress("trying models") as step:
+        for number, one in enumerate(listed, 1):
+            tried.append(_tried(one, sample, name=name, device=device, **how))
+            step(number, len(listed), None)
     rows = sorted(tried, key=lambda row: (bool(row.out), -row.score, row.name))
     near = [row for row in rows if not row.out and row.score > rows[0].score - CLOSE]
     best = max(near, key=lambda row: row.shown, default=rows[0])  # the first of equals
@@ -198,6 +204,29 @@ def choose(
             "`evercell train` makes a model from labelled cells of their kind"
         )
     return Choice(best.name, best.path, tuple(rows), reason, warning, sample.n_obs)
+
+
+def model_for(model: str | os.PathLike[str] | Annotator, query: AnnData, **options: Any) -> tuple[Annotator, str]:
+    """The model that is meant, and its name.
+
+    Parameters
+    ----------
+    model
+        Name, directory, ``"auto"``, or the model itself.
+    query
+        Cells that ``"auto"`` has to fit; where no model fits well, a warning says so.
+    **options
+        Those of `choose` among them are passed on.
+    """
+    if isinstance(model, Annotator):
+        return model, ""
+    if model != registry.AUTO:
+        return registry.load(model), os.path.basename(os.path.abspath(model))
+    shared = ("layer", "species", "gene_column", "adapt", "name", "device")
+    choice = choose(query, **{name: options[name] for name in shared if name in options})
+    if choice.warning:
+        warnings.warn(choice.warning, stacklevel=3)
+    return registry.load(choice.path), choice.name
 
 
 def sample_of(counts: Counts, name: str) -> AnnData:

@@ -21,6 +21,7 @@ from evercell.discriminant import RunningSums
 from evercell.evaluation import evaluate
 from evercell.label_sets import LabelSets
 from evercell.linear import LinearModel
+from evercell.progress import progress
 from evercell.rejection import Outputs, Rejector, best_rate
 from evercell.sketches import Sketch
 from evercell.stored_counts import CellCounts
@@ -144,6 +145,7 @@ def outputs_of(model: Annotator, counts: CellCounts, measured: np.ndarray | None
     return replace(found, view=CellsView(counts, counts.totals(), every))
 
 
+@progress("learning what unknown cells look like")
 def fitted_rejector(model: Annotator, rejector: type[Rejector], cells: TrainingCells, *, seed: int) -> Rejector:
     """Rejector fitted on training cells, not calibrated yet."""
     return rejector.fitted(*example_outputs(model, cells, seed))
@@ -160,6 +162,7 @@ def example_outputs(model: Annotator, cells: TrainingCells, seed: int) -> tuple[
     return outputs, cells.codes[rows]
 
 
+@progress("calibrating")
 def calibrated(
     model: Annotator,
     rejector: type[Rejector],

@@ -32,6 +32,7 @@ from evercell.commands import (
 from evercell.commands.console import Console
 from evercell.distributed import started
 from evercell.errors import EvercellError, GateError, SettingsError
+from evercell.progress import silenced
 
 ANYWHERE = ("--quiet", "--verbose", "--debug")
 """Options of all commands, which may stand before or after the command."""
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [word for place, word in enumerate(given) if place >= len(options) or word not in ANYWHERE]
     console = Console(quiet="--quiet" in common)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), silenced(console.quiet or started().rank > 0):
             code = app([*common, *rest], prog_name="evercell", standalone_mode=False)
     except KeyboardInterrupt:
         code = 130

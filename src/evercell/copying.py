@@ -17,6 +17,7 @@ import numpy as np
 
 from evercell.cells import atomic_path
 from evercell.errors import CellsError
+from evercell.progress import progress
 from evercell.stored_cells import there
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def can_be_extended(source: Path, output: Path) -> bool:
         _close(root)
 
 
+@progress("writing the file")
 def extended(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],

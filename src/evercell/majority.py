@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from evercell.errors import LabelsError, SettingsError
 from evercell.labels import is_unassigned, listed
+from evercell.progress import progress
 
 CELLS_PER_CLUSTER = 10
 LEAST_SHARE = 0.5
@@ -85,6 +86,7 @@ def _cut(cells: np.ndarray, n_clusters: int, *, seed: int) -> np.ndarray:
     return found
 
 
+@progress("making clusters for the vote")
 def made_clusters(representation: np.ndarray, *, seed: int = 0) -> pd.Categorical:
     """`over_clusters` as a column of `obs`: clusters (B,) named ``"0"``, ``"1"`` and so on."""
     codes = over_clusters(representation, seed=seed)

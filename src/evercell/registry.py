@@ -98,6 +98,11 @@ def own_folder() -> Path:
     return (data if data.is_absolute() else Path.home() / ".local" / "share") / "evercell" / "models"
 
 
+def names(beginning: str = "") -> list[str]:
+    """Names of models that begin so, without a look into them."""
+    return sorted(name for name in {*_named(PACKAGED), *_named(own_folder())} if name.startswith(beginning))
+
+
 def available() -> tuple[ListedModel, ...]:
     """Every model that a name leads to, by name; where both folders have a name, the user's own.
 

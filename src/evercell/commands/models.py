@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evercell.commands.console import Console, examples
-from evercell.commands.options import Json
+from evercell.commands.options import Json, named_models_only
 from evercell.commands.paths import read_file
 from evercell.errors import ModelError
 from evercell.model_card import score_table, table
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from evercell.annotator import Annotator
 
-Directory = Annotated[Path, typer.Argument(metavar="NAME|DIR", help="Name or directory of a model.")]
+Directory = Annotated[
+    Path, typer.Argument(metavar="NAME|DIR", help="Name or directory of a model.", autocompletion=named_models_only)
+]
 
 
 def check_model(name: str) -> None:

@@ -11,13 +11,15 @@ import typer
 
 from evercell import registry
 from evercell.commands.console import Console, examples
-from evercell.commands.options import Json
+from evercell.commands.options import Json, named_models_only
 from evercell.commands.paths import check_parent
 from evercell.errors import ModelError
 from evercell.model_card import table
 from evercell.registry import ListedModel
 
-Name = Annotated[str, typer.Argument(metavar="NAME|DIR", help="Name or directory of a model.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME|DIR", help="Name or directory of a model.", autocompletion=named_models_only)
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 app = typer.Typer(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evercell.progress import progress
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
@@ -27,6 +29,7 @@ def positions(representation: np.ndarray, components: np.ndarray) -> np.ndarray:
     return np.hstack([part / spread for part, spread in zip(scaled, spreads, strict=True)])
 
 
+@progress("clustering unknown cells")
 def clustered(where: np.ndarray, *, resolution: float, least_cells: int, seed: int) -> np.ndarray:
     """Cluster of each cell (N,), 0 for the largest; -1 for cells of groups below `least_cells`.
 

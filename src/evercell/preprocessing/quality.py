@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from evercell.errors import CellsError, SettingsError
 from evercell.labels import listed
 from evercell.normalisation import called
+from evercell.progress import progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -282,6 +283,7 @@ def check_doublets() -> None:
         raise SettingsError("doublets need the package scikit-image", hint="pip install evercell[doublets]")
 
 
+@progress("scoring doublets")
 def score_doublets(
     counts: sp.csr_matrix, metrics: pd.DataFrame, *, seed: int
 ) -> tuple[pd.DataFrame, dict[str, float], list[str]]:

@@ -14,6 +14,7 @@ from evercell.colours import UNKNOWN, type_colours
 from evercell.doctor import check_annotation
 from evercell.errors import CellsError, EvercellError, LabelsError
 from evercell.labels import is_unassigned
+from evercell.progress import progress
 from evercell.reporting import figures, findings
 from evercell.reporting.findings import Overview
 from evercell.reporting.markers import Markers, rank_markers
@@ -31,6 +32,7 @@ GENES_A_TYPE = 3
 PACKAGES = ("evercell", "scanpy", "anndata", "umap-learn", "scikit-learn", "numpy", "pandas", "torch")
 
 
+@progress("writing the report")
 def write_report(
     adata: AnnData,
     path: str | Path,
