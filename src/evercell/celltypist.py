@@ -94,7 +94,7 @@ class AnnotationResult:
             self.adata.uns.update(stored_colours(inserted, [str(one) for one in self.adata.uns["evercell"]["classes"]]))
         if insert_conf:
             label = self.predicted_labels[self._column(insert_conf_by)]
-            place = proba.columns.get_indexer(label.astype(str))
+            place = proba.columns.get_indexer(pd.Index(label.astype(str)))
             own = proba.to_numpy()[np.arange(len(proba)), np.maximum(place, 0)]
             obs[f"{prefix}conf_score"] = np.where(place >= 0, own, proba.max(axis=1))
         if insert_prob or insert_decision:
@@ -123,7 +123,7 @@ class AnnotationResult:
             plt.close()
 
         for name in self.predicted_labels:
-            draw(adata, [name], name)
+            draw(adata, [str(name)], str(name))
         for name in self.probability_matrix if plot_probability else ():
             both = {"decision score": self.decision_matrix[name], "probability": self.probability_matrix[name]}
             draw(sc.AnnData(obs=pd.DataFrame(both), obsm={"X_umap": adata.obsm["X_umap"]}), list(both), str(name))

@@ -1,0 +1,150 @@
+"""The pages for R, pipelines and Python do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import pytest
+
+import evercell as ec
+from evercell.annotator import Annotator
+from evercell.checkpoint import save
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of a page in a language."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def has_r(*packages: str) -> bool:
+    """Whether there is an R with these packages."""
+    if shutil.which("Rscript") is None:
+        return False
+    asked = " && ".join(f"requireNamespace('{one}', quietly = TRUE)" for one in packages)
+    done = subprocess.run(["Rscript", "-e", f"quit(status = !({asked}))"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Path:
+    """The command, as this Python has it."""
+    script = tmp_path / "bin" / "evercell"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m evercell "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return script
+
+
+def environment(command: Path) -> dict[str, str]:
+    """What R and bash are run in."""
+    return {
+        **os.environ,
+        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(ec.__file__).parents[1]),
+        "RETICULATE_PYTHON": sys.executable,
+    }
+
+
+@pytest.mark.skipif(not has_r("Matrix", "reticulate"), reason="needs R with the packages Matrix and reticulate")
+def test_the_code_for_r_runs(model: Annotator, query: ad.AnnData, tmp_path: Path, command: Path) -> None:
+    save(model, tmp_path / "model")
+    query.write_h5ad(tmp_path / "query.h5ad")
+    files, use_files, here, use_here, _ = blocks("r.md", "r")
+    counts = """
+    query <- ad$read_h5ad("query.h5ad")
+    counts <- t(as(query$X, "CsparseMatrix"))
+    rownames(counts) <- as.character(query$var_names$to_list())
+    colnames(counts) <- as.character(query$obs_names$to_list())
+    """
+    ends = (
+        'write.csv(labels, "by_files.csv"); write.csv(found$labels, "here.csv"); writeLines(found$colours, "colours")'
+    )
+    parts = [files, here, counts, use_files, use_here, "stopifnot(nrow(found$representation) == ncol(counts))", ends]
+    script = "\n".join(parts).replace('model = "human-pancreas"', 'model = "model"')
+    (tmp_path / "run.R").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        ["Rscript", "run.R"], cwd=tmp_path, env=environment(command), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    import pandas as pd
+
+    expected = ec.annotate(model, query)
+    for name in ("by_files.csv", "here.csv"):
+        found = pd.read_csv(tmp_path / name, index_col=0, keep_default_na=False)
+        assert found.index.tolist() == query.obs_names.tolist()
+        assert found["evercell"].tolist() == expected.labels.tolist()
+    ec.tl.annotate(query, model)
+    assert (tmp_path / "colours").read_text().split() == query.uns["evercell_colors"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_script_of_the_nextflow_module_runs(
+    model: Annotator, query: ad.AnnData, tmp_path: Path, command: Path
+) -> None:
+    save(model, tmp_path / "model")
+    query.write_h5ad(tmp_path / "query.h5ad")
+    (process,) = blocks("nextflow.md", "groovy")
+    script = process.split('"""')[1]
+    filled = {"cells": "query.h5ad", "model": "model", "meta.id": "one", "args": "--reject off", "task.process": "A:B"}
+    for name, value in filled.items():
+        script = script.replace(f"${{{name}}}", value)
+    script = re.sub(r"(?m)^    ", "", script.replace("\\$", "$"))
+    script = re.sub(r"(?m)^(    )(?=\S)", "\t", script)  # what `<<-` takes away are tabs
+    assert "${" not in script
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env=environment(command),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert json.loads((tmp_path / "one.json").read_text())["cells"] == query.n_obs
+    written = ad.read_h5ad(tmp_path / "one.annotated.h5ad")
+    assert written.obs["evercell"].tolist() == ec.annotate(model, query, reject="off").labels.tolist()
+    assert f"evercell: {ec.__version__}" in (tmp_path / "versions.yml").read_text()
+
+
+def test_a_table_is_the_same_to_the_byte(model: Annotator, query: ad.AnnData, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    save(model, tmp_path / "model")
+    query.write_h5ad(tmp_path / "query.h5ad")
+    written = []
+    for name in ("a.csv", "b.csv"):
+        call = ["annotate", tmp_path / "query.h5ad", "--model", tmp_path / "model", "--output", tmp_path / name]
+        code, _, err = run(*call, "--majority", "--quiet")
+        assert code == 0 and err == ""
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+
+
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer cells, and a map that is not computed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import scanpy as sc
+
+    drawn = []
+    load = ec.load_example
+    monkeypatch.setattr("evercell.examples.load_example", lambda name: load(name)[::2].copy())
+    monkeypatch.setattr(sc.pp, "neighbors", lambda adata, use_rep: adata.obsm[use_rep])
+    monkeypatch.setattr(sc.tl, "umap", lambda adata: adata.obsm.update(X_umap=adata.obsm["X_evercell"][:, :2]))
+    monkeypatch.setattr(mpl.pyplot, "show", lambda *_, **__: drawn.append(mpl.pyplot.gcf()))
+    known: dict[str, object] = {}
+    for block in blocks("python.md", "python"):
+        exec(compile(block, "python.md", "exec"), known)  # noqa: S102 -- the page's own code
+    adata = known["adata"]
+    assert isinstance(adata, ad.AnnData)
+    assert {"evercell", "evercell_majority", "evercell_cluster", "predicted_labels", "conf_score"} <= set(adata.obs)
+    assert len(drawn) == 1 and len(drawn[0].axes) >= 2
