@@ -33,7 +33,7 @@ TOKENS = {
     True: "every measured gene has a token, as in training of the checkpoint",
     False: "expressed genes only have tokens, where in training of the checkpoint all genes had",
 }
-TWICE = "performer.proj_updater.instance."  # the blocks again, as performer-pytorch 1.0.10 and later name them
+TWICE = "performer.proj_updater.instance."  # the blocks again, as performer-pytorch 1.0.11 names them
 ATTENTION, FORWARD = "performer.net.layers.{}.0", "performer.net.layers.{}.1"
 
 
