@@ -26,7 +26,7 @@ class CombinedRejector(Rejector):
 
     The first two scores are positive with long tails, so logarithms are what can be added. The spreads are not taken
     over training cells: a model is sure of all of those, and what it says of its confidence in them has next to none.
-    `another_study` is the median over pairs of training studies of how much higher thresholds must be for a model
+    `another_study` is about the mean over pairs of training studies of how much higher thresholds must be for a model
     of the first to keep nine in ten of the rightly labelled cells of the second (docs/log.md).
     Models saved before `markers` came hold two spreads, and their score stays the plain sum of the two logarithms.
     """
