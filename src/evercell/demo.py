@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evercell.examples import EXAMPLES, describe, example_path, load_example
-from evercell.model_card import model_card, training_facts
+from evercell.model_card import model_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,8 +170,8 @@ def run_demo(
             write_cells(cells, output / "annotated.h5ad")
             write_table(result.obs.assign(cell_type=cells.obs["cell_type"]).rename_axis("cell"), output / "labels.csv")
             title = "Human pancreas: a study that was not trained on"
-            trained = training_facts(model.ledger.stages[-1].facts)
-            write_report(cells, output / "report.html", truth="cell_type", title=title, training=trained)
+            stages = [stage.facts for stage in model.ledger]
+            write_report(cells, output / "report.html", truth="cell_type", title=title, stages=stages)
     return Demo(output, tuple(scores), model.ledger.stages[-1].facts["metrics"])
 
 

@@ -14,9 +14,8 @@ from evercell.commands.console import Console, examples
 from evercell.commands.models import check_model, load_model, model_and_cells
 from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Labelled, Layer, Model, Report, Species
 from evercell.commands.parts import annotate_parts, in_parts
-from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, is_table, read_file
+from evercell.commands.paths import CELL_SUFFIXES, TABLE_SUFFIXES, check_file_output, check_report, is_table, read_file
 from evercell.errors import LabelsError, SettingsError
-from evercell.model_card import training_facts
 from evercell.registry import AUTO
 
 if TYPE_CHECKING:
@@ -346,9 +345,8 @@ def check_column(adata: AnnData, column: str, *, name: str, option: str, hint: s
 
 
 def _check_report(report: Path | None, truth: str | None) -> None:
-    if report is not None:
-        check_file_output(report, (".html",), option="--report")
-    elif truth is not None:
+    check_report(report)
+    if report is None and truth is not None:
         raise SettingsError(
             "--truth is for the report", hint="pass --report FILE too; `evercell evaluate` scores the output"
         )
@@ -357,8 +355,8 @@ def _check_report(report: Path | None, truth: str | None) -> None:
 def _write_report(model: Annotator, adata: AnnData, path: Path, *, key: str, truth: str | None, file: Path) -> None:
     from evercell.reporting import write_report
 
-    training = training_facts(model.ledger.stages[-1].facts) if len(model.ledger) else None
-    write_report(adata, path, key=key, truth=truth, title=f"Cell types of {file.name}", training=training)
+    stages = [stage.facts for stage in model.ledger]
+    write_report(adata, path, key=key, truth=truth, title=f"Cell types of {file.name}", stages=stages)
 
 
 @contextmanager

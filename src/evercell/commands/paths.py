@@ -38,6 +38,12 @@ def check_file_output(path: Path, suffixes: Sequence[str], *, option: str = "--o
     check_parent(path, option)
 
 
+def check_report(path: Path | None) -> None:
+    """Whether the page that --report names, if it does, can be written."""
+    if path is not None:
+        check_file_output(path, (".html",), option="--report")
+
+
 def check_model_output(path: Path, *, overwrite: bool) -> None:
     """Whether a model can be written, said before a long run rather than after it."""
     from evercell.checkpoint import is_model

@@ -30,8 +30,8 @@ from evercell.commands.asking import (
 )
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
-from evercell.commands.paths import check_file_output, check_model_output, file_names
-from evercell.model_card import model_card, score_table, table, training_facts
+from evercell.commands.paths import check_model_output, check_report, file_names
+from evercell.model_card import model_card, score_table, table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -104,8 +104,7 @@ def train(
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     console = run.console
-    if report is not None:
-        check_file_output(report, (".html",), option="--report")
+    check_report(report)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
     published = asked_preset(preset, console)
     check_asked(asked, published, finetune=finetune, balance=balance)
@@ -139,7 +138,7 @@ def train(
         return
     facts = run.saved(model)
     if report is not None:
-        training_report(model, joined_cells(adatas, names, layer=layer), report, console, device=device)
+        training_report(model, joined_cells(adatas, names, layer=layer), report, console, labels=labels, device=device)
     text = f"on {facts['held_out']['cells']:,} held-out cells:\n{score_table(facts['metrics'])}"
     console.result(text, run.data(model) | {"report": report}, as_json=as_json)
 
@@ -316,15 +315,18 @@ class Run:
         }
 
 
-def training_report(model: Annotator, cells: AnnData, path: Path, console: Console, *, device: str) -> None:
-    """Write a report on a training: its figures, and the labels that the model gives its own training cells."""
+def training_report(
+    model: Annotator, cells: AnnData, path: Path, console: Console, *, labels: str, device: str
+) -> None:
+    """Write a report on a stage: its figures, and the labels that the model gives the cells that it has just learnt."""
     from evercell.annotation import annotate
     from evercell.reporting import write_report
 
     annotate(model, cells, inplace=True, device=device, shown=console.shown)
-    seen = "These are the cells that the model was trained on; the figures under Training are those of held-out cells."
-    training = training_facts(model.ledger.stages[-1].facts)
-    write_report(cells, path, title="Training report", training=training, warnings=[seen])
+    seen = "These are the cells that the model was trained on; the figures under The model are those of held-out cells."
+    stages = [stage.facts for stage in model.ledger]
+    title = "Training report" if len(stages) == 1 else f"Report on stage {len(stages)}"
+    write_report(cells, path, title=title, old_labels=labels, stages=stages, warnings=[seen])
     console.note(f"report: {path}")
 
 

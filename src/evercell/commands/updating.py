@@ -12,9 +12,9 @@ import typer
 from evercell.commands.asking import Batch, Donor, PresetName, Samples, asked_preset, given_over
 from evercell.commands.console import Console, examples
 from evercell.commands.models import Directory, load_model
-from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Seed, Species
-from evercell.commands.paths import check_model_output, file_names, read_file
-from evercell.commands.training import Bank, Output, Resume, Run, Store, read_labelled
+from evercell.commands.options import Device, GeneColumn, Json, Layer, Overwrite, Report, Seed, Species
+from evercell.commands.paths import check_model_output, check_report, file_names, read_file
+from evercell.commands.training import Bank, Output, Resume, Run, Store, joined_cells, read_labelled, training_report
 from evercell.errors import LabelsError, ModelError, SettingsError
 from evercell.model_card import score_table, table
 from evercell.registry import find
@@ -84,6 +84,7 @@ def update(
     seed: Seed = 0,
     samples: Samples = None,
     device: Device = "auto",
+    report: Report = None,
     store: Store = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
@@ -99,6 +100,7 @@ def update(
 
     run = Run(context.obj, output, overwrite=overwrite, device=device)
     console = run.console
+    check_report(report)
     chosen = STRATEGIES[strategy].name
     settings = UpdateSettings()
     published = asked_preset(preset, console)
@@ -149,6 +151,9 @@ def update(
         shown=console.shown,
     )
     facts = run.saved(new, previous=find(model))
+    if report is not None:
+        learnt = joined_cells(adatas, names, layer=layer)
+        training_report(new, learnt, report, console, labels=labels or "cell_type", device=device)
     for row in facts["labels"]:
         if row["by"] not in ("exact", "") and row["label"] != row["to"]:
             console.note(f"label `{row['label']}` is `{row['to']}` ({row['by']})")
@@ -165,7 +170,8 @@ def update(
         of = f" and, for stages that kept no cells ({', '.join(map(str, drawn))}), on draws" if drawn else ""
         text += f"\nold types on sealed cells{of}:\n{_sealed_table(sealed)}"
     keys = ("strategy", "types_added", "genes_added", "labels", "tries", "sealed")
-    console.result(text, run.data(new) | {key: facts[key] for key in keys}, as_json=as_json)
+    data = run.data(new) | {key: facts[key] for key in keys} | {"report": report}
+    console.result(text, data, as_json=as_json)
 
 
 def _accepted(

@@ -22,8 +22,8 @@ from evercell.commands.asking import (
     model_settings,
 )
 from evercell.commands.console import Console, examples
-from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Seed, Species
-from evercell.commands.paths import check_parent, file_names, read_file
+from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Report, Seed, Species
+from evercell.commands.paths import check_parent, check_report, file_names, read_file
 from evercell.errors import SettingsError
 from evercell.model_card import table
 
@@ -81,6 +81,7 @@ def crossval(
     backbone: Backbone = None,
     backbone_setting: BackboneSetting = None,
     device: Device = "auto",
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Train on some donors, label the others, and turn round.
@@ -88,6 +89,7 @@ def crossval(
     Genes, thresholds and how types are balanced are settled within each fold, on its training cells. The linear
     baseline is given the same folds.
     """
+    check_report(report)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
     options = {"layer": layer, "species": species, "gene_column": gene_column, "device": device, "seed": seed}
     made = {"preset": preset, "finetune": finetune, "balance": balance}
@@ -95,8 +97,10 @@ def crossval(
         context.obj, files, labels, ["evercell", "linear"], output, asked, made,
         by=by, keys={"donor": donor, "batch": batch}, n_folds=folds, twins=twins, options=options,
     )  # fmt: skip
+    if report is not None:
+        _fold_report(found, report, context.obj)
     text = f"{scores_table(found)}\n\n{_types_table(found)}"
-    context.obj.result(text, found.to_dict() | {"output": output}, as_json=as_json)
+    context.obj.result(text, found.to_dict() | {"output": output, "report": report}, as_json=as_json)
 
 
 def compare(
@@ -126,6 +130,7 @@ def compare(
     seed: Seed = 0,
     samples: Samples = None,
     device: Device = "auto",
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Compare evercell with other methods on the same folds.
@@ -137,6 +142,7 @@ def compare(
     from evercell.comparison import METHODS, available, compared_figure, significance
 
     console: Console = context.obj
+    check_report(report)
     if methods is None:
         there = available()
         chosen = ["evercell", *there]
@@ -157,6 +163,8 @@ def compare(
     for figure, one in tests.items():
         write_table(one, output / f"significance-{figure}.csv")
     compared_figure(found.scores, output / "compared.png")
+    if report is not None:
+        _fold_report(found, report, console)
     lines = [scores_table(found)]
     for figure, one in tests.items():
         rows = [
@@ -170,9 +178,16 @@ def compare(
         ]
         head = [figure.replace("_", "-"), "mean", f"against {found.methods[0]}", "p (paired over folds, Holm)"]
         lines.append(table(head, rows))
-    data = found.to_dict() | {"output": output}
+    data = found.to_dict() | {"output": output, "report": report}
     data["significance"] = {figure: one.to_dict(orient="records") for figure, one in tests.items()}
     console.result("\n\n".join(lines), data, as_json=as_json)
+
+
+def _fold_report(found: CrossValidation, path: Path, console: Console) -> None:
+    from evercell.reporting.fold_report import write_fold_report
+
+    write_fold_report(found, path)
+    console.note(f"report: {path}")
 
 
 def _p(value: Any) -> str:

@@ -1,354 +1,289 @@
-"""The figures of a report, as plotly.js specifications in plain dictionaries.
+"""The figures of a report as plain values, which the page draws with tables, bars and paths: no script is needed.
 
-Colours that follow the reader's light or dark theme are written as tokens (``"@ink"``, ``"@accent"``, ``"@grid"``,
-``"@muted"``, ``"@surface"``, ``"@sequential"``, ``"@scores"``) and are filled in by the page, so that one
-specification serves both themes and print. Text that comes from the data passes through :func:`plot_text`, because
-plotly.js reads markup in it.
+All sizes are shares (0 to 1) or, where said, pixels; colours of the theme are left to the style sheet. Text is
+escaped by the templates.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from evercell.colours import UNKNOWN, UNKNOWN_COLOUR
+from evercell.colours import UNKNOWN
 
-# A fixed length at the top: beside a tall figure a bar in proportion to it would be out of sight.
-COLOUR_BAR = {"thickness": 10, "lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top", "outlinewidth": 0}
-
-Figure = dict[str, Any]
-
-
-def plot_text(text: object, *, longest: int | None = None) -> str:
-    """Text of the data as plotly.js shows it literally: no tag, link or entity in it takes effect.
-
-    Parameters
-    ----------
-    text
-        Any value; written with ``str``.
-    longest
-        Longer texts are cut and end in an ellipsis.
-    """
-    line = " ".join(str(text).split())
-    if longest is not None and len(line) > longest:
-        line = line[: longest - 1].rstrip() + "…"
-    return html.escape(line, quote=False)
+BINS = 40
+MOST_GENES = 44
+"""Genes beside each other in one panel of the dot plot; more go into further panels below."""
+MOST_NODES = 30
+"""Old or new labels of the flow; the rest is drawn together."""
+REST = "other labels"
+ROW, GAP = 20, 3
+"""Least height of a label of the flow, and the space between two, in pixels."""
 
 
-def rounded(values: np.ndarray, decimals: int = 2) -> list[float | None]:
-    """Numbers short enough for a page of 50,000 cells; what is not finite becomes ``None``."""
-    values = np.asarray(values, dtype=float)
-    return [round(float(value), decimals) if np.isfinite(value) else None for value in values]
-
-
-def _named_axis(names: Sequence[str], **settings: Any) -> dict[str, Any]:
-    """An axis with one place for each name. Places are numbers, so names cut alike cannot fall together."""
-    ticks = [plot_text(name, longest=30) for name in names]
-    edges = [-0.5, len(names) - 0.5]
-    return {
-        "tickmode": "array",
-        "tickvals": list(range(len(names))),
-        "ticktext": ticks,
-        "range": edges,
-        "automargin": True,
-        "showgrid": False,
-        "zeroline": False,
-    } | settings
-
-
-def cell_map(
-    points: np.ndarray,
-    cells: pd.DataFrame,
-    colours: Mapping[str, str],
-    *,
-    order: Sequence[str],
-) -> dict[str, Any]:
-    """The cells of the map, by type, for the page to draw and recolour.
-
-    Parameters
-    ----------
-    points
-        (B, 2) coordinates.
-    cells
-        (B, ...) rows in the order of `points`: `label` and, where known, `confidence`, `unknown`, `truth`, `group`.
-    colours
-        Type to colour.
-    order
-        Types, most cells first and Unknown last; each entry's `place` is its place here and in the legend.
-
-    Returns
-    -------
-    dict
-        `types` (one entry a type, unknown and frequent first, so that rare types are drawn on top), `modes` (what the
-        points may be coloured by), `truth` and `group` levels that the entries refer to by number.
-    """
-    coded = {column: pd.Categorical(cells[column]) for column in ("truth", "group") if column in cells}
-    types = []
-    for name in sorted(order, key=lambda name: name != UNKNOWN):
-        here = np.flatnonzero(cells["label"].to_numpy() == name)
-        xy = points[here]
-        entry: dict[str, Any] = {
-            "place": list(order).index(name),
-            "name": plot_text(name),
-            "short": plot_text(name, longest=26),
-            "colour": colours[name],
-            "x": rounded(xy[:, 0]),
-            "y": rounded(xy[:, 1]),
-            "centre": rounded(_densest(xy)),
-        }
-        for score in ("confidence", "unknown"):
-            if score in cells:
-                entry[score] = rounded(cells[score].to_numpy()[here])
-        for column, values in coded.items():
-            entry[column] = values.codes[here].tolist()
-        types.append(entry)
-    modes = [{"id": "label", "text": "Cell type"}]
-    modes += [
-        {"id": name, "text": text}
-        for name, text in (("confidence", "Confidence"), ("unknown", "Unknown score"), ("truth", "Given label"))
-        if name in cells
-    ]
-    result: dict[str, Any] = {
-        "types": types,
-        "modes": modes,
-    }
-    for column, values in coded.items():
-        levels = [str(level) for level in values.categories]
-        result[column] = {"levels": [plot_text(level) for level in levels]}
-        if column == "truth":
-            result[column]["colours"] = [colours[level] for level in levels]
-    return result
-
-
-def _densest(points: np.ndarray) -> np.ndarray:
-    """(2,) median of the points in the fullest of 12 x 12 fields: on the largest island, never in a gap."""
-    low, span = points.min(axis=0), np.ptp(points, axis=0)
-    fields = np.floor(11.99 * (points - low) / np.where(span > 0, span, 1)).astype(int) @ np.array([12, 1])
-    return np.median(points[fields == np.bincount(fields).argmax()], axis=0)
-
-
-def composition(counts: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
-    """Stacked bars: the share of each type (columns) in each sample (rows).
+def composition(counts: pd.DataFrame) -> list[dict[str, Any]]:
+    """Stacked bars: one row a sample, with the share of each type.
 
     Parameters
     ----------
     counts
         Cells, (samples, types).
-    colours
-        Type to colour.
+
+    Returns
+    -------
+    list
+        Of each sample its `name`, `cells` and `parts`: `type`, `cells`, `share`, largest types first as in `counts`.
     """
-    shares = counts.div(counts.sum(axis=1), axis=0)
-    rows = [f"{name} ({total:,})" for name, total in counts.sum(axis=1).items()]
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": plot_text(name),
-            "y": list(range(len(rows))),
-            "x": rounded(100 * shares[name].to_numpy()),
-            "customdata": counts[name].tolist(),
-            "text": plot_text(name),
-            "textposition": "none",
-            "marker": {"color": colours[name], "line": {"color": "@surface", "width": 0.5}},
-            "hovertemplate": "%{text}<br>%{x:.1f}% · %{customdata:,} cells<extra></extra>",
-        }
-        for name in counts.columns
-    ]
-    layout = {
-        "barmode": "stack",
-        "bargap": 0.28,
-        "height": 90 + 30 * len(rows),
-        "margin": {"l": 8, "r": 26, "t": 8, "b": 44},
-        "xaxis": {"range": [0, 100], "ticksuffix": "%", "title": {"text": "share of cells"}},
-        "yaxis": _named_axis(rows, autorange="reversed"),
-    }
-    return {"data": data, "layout": layout}
+    rows = []
+    for name, row in counts.iterrows():
+        total = int(row.sum())
+        parts = [
+            {"type": str(kind), "cells": int(cells), "share": cells / max(total, 1)} for kind, cells in row.items()
+        ]
+        rows.append({"name": str(name), "cells": total, "parts": [part for part in parts if part["cells"]]})
+    return rows
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Cells over a score, labelled and unknown cells stacked.
+
+    Parameters
+    ----------
+    bars
+        Of each bin: `left` and `width` (shares of the axis), `labelled` and `unknown` (shares of the tallest bar),
+        `text`.
+    low, high
+        Ends of the axis.
+    line
+        Place of the threshold (share of the axis), or None.
+    most
+        Cells in the tallest bar.
+    text
+        What it shows, for those who cannot see it.
+    """
+
+    bars: list[dict[str, Any]]
+    low: float
+    high: float
+    line: float | None
+    most: int
+    text: str
 
 
 def histogram(
     values: np.ndarray, rejected: np.ndarray, *, name: str, limits: tuple[float, float], line: float | None = None
-) -> Figure:
-    """Cells over a score, labelled cells and unknown cells stacked; a dashed line marks the threshold.
-
-    Parameters
-    ----------
-    values
-        (B,) scores; missing values are left out.
-    rejected
-        (B,) true for unknown cells.
-    name
-        Title of the axis.
-    limits
-        First and last edge.
-    line
-        Threshold, where there is one.
-    """
-    edges = np.linspace(*limits, 31)
+) -> Histogram:
+    """Cells over a score (B,); `rejected` (B,) marks unknown cells, missing values are left out."""
+    edges = np.linspace(*limits, BINS + 1)
     finite = np.isfinite(values)
-    data = []
-    for title, chosen, colour in (("labelled", ~rejected, "@accent"), (UNKNOWN, rejected, UNKNOWN_COLOUR)):
-        if (chosen & finite).any():
-            cells, _ = np.histogram(values[chosen & finite], bins=edges)
-            data.append(
-                {
-                    "type": "bar",
-                    "name": title,
-                    "x": rounded((edges[1:] + edges[:-1]) / 2, 4),
-                    "y": cells.tolist(),
-                    "marker": {"color": colour},
-                    "hovertemplate": f"{name} about %{{x:.2f}}<br>%{{y:,}} cells, {title}<extra></extra>",
-                }
-            )
-    layout: dict[str, Any] = {
-        "barmode": "stack",
-        "bargap": 0.06,
-        "height": 260,
-        "margin": {"l": 8, "r": 14, "t": 26, "b": 44},
-        "showlegend": len(data) > 1,
-        "legend": {"orientation": "h", "x": 0, "y": 1.16, "traceorder": "normal"},
-        "xaxis": {"title": {"text": name}, "range": list(limits)},
-        "yaxis": {"title": {"text": "cells"}, "automargin": True},
-    }
-    if line is not None:
-        vertical = {"type": "line", "x0": line, "x1": line, "y0": 0, "y1": 1, "yref": "paper"}
-        layout["shapes"] = [vertical | {"line": {"color": "@ink", "width": 1.5, "dash": "dash"}}]
-    return {"data": data, "layout": layout}
-
-
-def confusion(table: pd.DataFrame) -> Figure:
-    """Heat map of given labels (rows) against predicted labels (columns): shares of the row, with counts.
-
-    Parameters
-    ----------
-    table
-        Cells, (given, predicted).
-    """
-    counts = table.to_numpy()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    rows, columns = [str(name) for name in table.index], [str(name) for name in table.columns]
-    hover = [
-        [
-            f"given: {plot_text(row)}<br>predicted: {plot_text(column)}<br>"
-            f"{counts[i, j]:,} cells, {100 * shares[i, j]:.1f}%"
-            for j, column in enumerate(columns)
-        ]
-        for i, row in enumerate(rows)
-    ]
-    data: list[dict[str, Any]] = [
+    labelled, unknown = (np.histogram(values[cells & finite], bins=edges)[0] for cells in (~rejected, rejected))
+    most = max(int((labelled + unknown).max()), 1)
+    bars = [
         {
-            "type": "heatmap",
-            "z": [rounded(100 * row, 1) for row in shares],
-            "text": [[f"{count:,}" if count else "" for count in row] for row in counts.tolist()],
-            "hovertext": hover,
-            "hovertemplate": "%{hovertext}<extra></extra>",
-            "hoverinfo": "text",
-            "coloraxis": "coloraxis",
-            "xgap": 1,
-            "ygap": 1,
+            "left": place / BINS,
+            "width": 1 / BINS,
+            "labelled": known / most,
+            "unknown": other / most,
+            "text": f"{name} {edges[place]:.2f} to {edges[place + 1]:.2f}: {known:,} cells labelled"
+            + (f", {other:,} unknown" if other else ""),
         }
+        for place, (known, other) in enumerate(zip(labelled.tolist(), unknown.tolist(), strict=True))
+        if known or other
     ]
-    if len(columns) <= 30:
-        data[0] |= {"texttemplate": "%{text}", "textfont": {"size": 11}}
-    layout = {
-        "height": 210 + 26 * len(rows),
-        "minWidth": 240 + 27 * len(columns),
-        "margin": {"l": 8, "r": 8, "t": 10, "b": 8},
-        "xaxis": _named_axis(columns, tickangle=-45, title={"text": "predicted", "standoff": 8}),
-        "yaxis": _named_axis(rows, autorange="reversed", title={"text": "given", "standoff": 8}),
-        "coloraxis": {
-            "cmin": 0,
-            "cmax": 100,
-            "colorscale": "@sequential",
-            "colorbar": {"title": {"text": "% of row"}} | COLOUR_BAR,
-        },
-    }
-    return {"data": data, "layout": layout}
+    low, middle, high = np.quantile(values[finite], [0.1, 0.5, 0.9]) if finite.any() else (np.nan,) * 3
+    text = f"Histogram of the {name}: half of the cells lie above {middle:.2f}, 80% between {low:.2f} and {high:.2f}."
+    span = limits[1] - limits[0]
+    place = None if line is None else float(np.clip((line - limits[0]) / span, 0, 1))
+    return Histogram(bars, limits[0], limits[1], place, most, text)
 
 
-def dot_plot(means: pd.DataFrame, shares: pd.DataFrame) -> Figure:
-    """Marker genes (columns) in cell types (rows): area is the share of cells expressing, colour the relative mean.
+def shares_table(counts: pd.DataFrame) -> dict[str, Any]:
+    """A table of cells, each also as a share of its row: `columns`, and `rows` of `name`, `cells` and `entries`."""
+    rows = []
+    for name, row in counts.iterrows():
+        total = int(row.sum())
+        entries = [{"cells": int(cells), "share": cells / max(total, 1)} for cells in row]
+        rows.append({"name": str(name), "cells": total, "entries": entries})
+    return {"columns": [str(name) for name in counts.columns], "rows": rows}
+
+
+def dot_plot(
+    means: pd.DataFrame, shares: pd.DataFrame, groups: Mapping[str, Sequence[tuple[str, bool]]]
+) -> list[dict[str, Any]]:
+    """Marker genes (columns) in cell types (rows), in panels that fit a page.
 
     Parameters
     ----------
     means
         Mean log expression, (types, genes).
     shares
-        Share of cells with a count, (types, genes), 0 to 1.
+        Share of cells with a count, (types, genes).
+    groups
+        Type to its genes, each with whether the literature knows it as a marker of the type. No gene twice.
+
+    Returns
+    -------
+    list
+        Panels: `groups` (`type`, `genes`: `name`, `known`) and `rows` (`type`, `dots`: `share`, `relative` mean,
+        `mean`, `gene`).
     """
-    types, genes = [str(name) for name in means.index], [str(name) for name in means.columns]
-    y, x = (axis.ravel() for axis in np.indices(means.shape))
-    mean, share = means.to_numpy().ravel(), shares.to_numpy().ravel()
-    relative = (means / means.max(axis=0).replace(0, 1)).to_numpy().ravel()
-    data = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": x.tolist(),
-            "y": y.tolist(),
-            "text": [
-                f"{plot_text(genes[i])} in {plot_text(types[j])}<br>{100 * s:.0f}% of cells, mean {m:.2f}"
-                for i, j, s, m in zip(x, y, share, mean, strict=True)
-            ],
-            "hovertemplate": "%{text}<extra></extra>",
-            "marker": {
-                "size": rounded(15 * np.sqrt(share), 1),
-                "color": rounded(relative),
-                "coloraxis": "coloraxis",
-                "line": {"width": 0.5, "color": "@muted"},
-                "opacity": 1,
-            },
-        }
-    ]
-    layout = {
-        "height": 150 + 24 * len(types),
-        "minWidth": 230 + 14 * len(genes),
-        "margin": {"l": 8, "r": 8, "t": 10, "b": 8},
-        "xaxis": _named_axis(genes, tickangle=-90, tickfont={"size": 11}),
-        "yaxis": _named_axis(types, autorange="reversed", showgrid=True),
-        "coloraxis": {
-            "cmin": 0,
-            "cmax": 1,
-            "colorscale": "@sequential",
-            "colorbar": {"title": {"text": "relative<br>mean"}} | COLOUR_BAR,
-        },
-    }
-    return {"data": data, "layout": layout}
+    relative = means / means.max(axis=0).replace(0, 1)
+    panels: list[list[str]] = [[]]
+    for name, genes in groups.items():
+        if genes:
+            if sum(len(groups[one]) for one in panels[-1]) + len(genes) > MOST_GENES and panels[-1]:
+                panels.append([])
+            panels[-1].append(name)
+    found = []
+    for names in filter(None, panels):
+        columns = [gene for name in names for gene, _ in groups[name]]
+        tables = [one[columns].to_numpy() for one in (shares, relative, means)]
+        rows = [
+            {
+                "type": str(kind),
+                "dots": [
+                    {"gene": gene, "share": float(share), "relative": float(strength), "mean": float(mean)}
+                    for gene, share, strength, mean in zip(columns, *(one[row] for one in tables), strict=True)
+                ],
+            }
+            for row, kind in enumerate(means.index)
+        ]
+        heads = [
+            {"type": kind, "genes": [{"name": gene, "known": known} for gene, known in groups[kind]]} for kind in names
+        ]
+        found.append({"groups": heads, "rows": rows})
+    return found
 
 
-def learning_curve(curve: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training and validation loss over steps.
+def flow(table: pd.DataFrame, order: Sequence[str]) -> dict[str, Any]:
+    """Bands from old labels (left) to new labels (right), as wide as the cells are many.
 
     Parameters
     ----------
-    curve
-        Records with `step` and `loss`, `validation` or both.
+    table
+        Cells, (old, new).
+    order
+        New labels from top to bottom. Old labels are placed where most of their cells go.
+
+    Returns
+    -------
+    dict
+        `height` (pixels), `left` and `right` (`name`, `cells`, `top`, `bar`, `height`: pixels), `bands` (`old`,
+        `new`, `cells`, `path` in a field 100 wide).
     """
-    data = []
-    for field, title, colour in (("loss", "training", "@accent"), ("validation", "validation", "@contrast")):
-        rows = [row for row in curve if row.get(field) is not None]
-        if rows:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers" if len(rows) < 40 else "lines",
-                    "name": title,
-                    "x": [float(row["step"]) for row in rows],
-                    "y": rounded(np.array([row[field] for row in rows], dtype=float), 4),
-                    "line": {"color": colour, "width": 2},
-                    "marker": {"size": 5, "color": colour},
-                    "hovertemplate": f"step %{{x:,}}<br>{title} %{{y:.3f}}<extra></extra>",
-                }
-            )
-    layout = {
-        "height": 260,
-        "margin": {"l": 8, "r": 14, "t": 26, "b": 44},
-        "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1.16, "traceorder": "normal"},
-        "xaxis": {"title": {"text": "step"}},
-        "yaxis": {"title": {"text": "loss"}, "automargin": True},
-    }
-    return {"data": data, "layout": layout}
+    table = _with_rest(_with_rest(table).T).T
+    new = [name for name in order if name in table.columns]
+    new += [name for name in table.columns if name not in new]
+    table = table[new]
+    table = table.iloc[np.argsort(table.to_numpy().argmax(axis=1), kind="stable")]
+    cells = int(table.to_numpy().sum())
+    room = max(ROW * max(table.shape), 260)  # pixels for all cells
+    heights = [table.to_numpy().sum(axis=axis) / cells * room for axis in (1, 0)]
+    slots = [np.maximum(one, ROW) for one in heights]
+    height = max(float(one.sum() + GAP * (len(one) - 1)) for one in slots)
+    tops, sides = [], []
+    for axis, names in enumerate((table.index, table.columns)):
+        spare = (height - slots[axis].sum() - GAP * (len(names) - 1)) / max(len(names), 1)
+        starts = np.concatenate([[0], np.cumsum(slots[axis] + GAP + spare)[:-1]]) + spare / 2
+        top = starts + (slots[axis] - heights[axis]) / 2
+        tops.append(top)
+        total = table.to_numpy().sum(axis=1 - axis)
+        sides.append(
+            [
+                {"name": str(name), "cells": int(n), "top": float(y), "bar": float(h), "middle": float(y + h / 2)}
+                for name, n, y, h in zip(names, total, top, heights[axis], strict=True)
+            ]
+        )
+    bands, numbers = [], table.to_numpy()
+    left, right = tops[0].copy(), tops[1].copy()
+    for i, old in enumerate(table.index):
+        for j, name in enumerate(table.columns):
+            n = int(numbers[i, j])
+            if n:
+                tall = n / cells * room
+                a, b = left[i], right[j]
+                path = (
+                    f"M0 {a:.1f}C50 {a:.1f} 50 {b:.1f} 100 {b:.1f}V{b + tall:.1f}"
+                    f"C50 {b + tall:.1f} 50 {a + tall:.1f} 0 {a + tall:.1f}Z"
+                )
+                bands.append({"old": str(old), "new": str(name), "cells": n, "path": path})
+                left[i] += tall
+                right[j] += tall
+    return {"height": round(height), "left": sides[0], "right": sides[1], "bands": bands, "cells": cells}
+
+
+def _with_rest(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its smallest rows as one, where there are too many to draw."""
+    if len(table) <= MOST_NODES:
+        return table
+    large = table.sum(axis=1).nlargest(MOST_NODES - 1).index
+    rest = table.drop(index=large).sum().to_frame(REST).T
+    return pd.concat([table.loc[[name for name in table.index if name in large]], rest])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Loss over training steps.
+
+    Parameters
+    ----------
+    lines
+        `name`, `style` (the first is solid, others are dashed) and `points` of each line, in a field of 100 x 100.
+    low, high, steps
+        Ends of the axes.
+    """
+
+    lines: list[dict[str, str]]
+    low: float
+    high: float
+    steps: int
+
+
+def learning_curve(curve: Sequence[Mapping[str, Any]]) -> Curve | None:
+    """Training and held-out loss over steps; records of `step` and `loss`, `validation` or both."""
+    titles = {"validation": "held-out cells", "loss": "training cells"}
+    values = [float(row[name]) for row in curve for name in titles if row.get(name) is not None]
+    values = [value for value in values if np.isfinite(value)]
+    if not values:
+        return None
+    low, high = min(*values, 0.0), max(values)
+    steps = max(float(row["step"]) for row in curve)
+    lines = []
+    for name, title in titles.items():
+        points = [
+            f"{100 * float(row['step']) / max(steps, 1):.2f},"
+            f"{100 * (high - float(row[name])) / max(high - low, 1e-9):.2f}"
+            for row in curve
+            if row.get(name) is not None and np.isfinite(float(row[name]))
+        ]
+        if points:
+            lines.append({"name": title, "style": name, "points": " ".join(points)})
+    return Curve(lines, low, high, int(steps))
+
+
+def flow_words(table: pd.DataFrame, *, most: int = 8) -> list[dict[str, Any]]:
+    """The largest moves from an old label to a new one: `old`, `new`, `cells`, `share` of the old label."""
+    numbers = table.to_numpy()
+    totals = numbers.sum(axis=1)
+    found = []
+    for place in np.argsort(-numbers, axis=None, kind="stable")[:most]:
+        i, j = divmod(int(place), numbers.shape[1])
+        if n := int(numbers[i, j]):
+            move = {"old": str(table.index[i]), "new": str(table.columns[j]), "cells": n, "share": n / totals[i]}
+            found.append(move)
+    return found
+
+
+def in_order(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """Rows and columns of a table of labels in an order; names that it lacks follow, Unknown is last."""
+    places = {name: place for place, name in enumerate(order)}
+
+    def key(name: object) -> tuple[bool, int, str]:
+        return str(name) == UNKNOWN, places.get(str(name), len(places)), str(name)
+
+    return table.loc[sorted(table.index, key=key), sorted(table.columns, key=key)]

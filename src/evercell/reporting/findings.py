@@ -43,7 +43,14 @@ class Overview:
     truth
         Name of the `obs` column with given labels, where there is one.
     accuracy, macro_f1, per_type
-        Agreement with the given labels, `per_type` with columns `cells` and `f1`.
+        Agreement with the given labels, `per_type` with columns `cells`, `precision`, `recall` and `f1`.
+    known_markers
+        Label to its known markers that were measured, each with whether it is raised in the cells of the label. A
+        label without an entry has no known markers.
+    sets
+        Share of cells by the size of their set of types, in words, where sets were made.
+    single
+        Share of cells with a set of one type.
     """
 
     types: pd.DataFrame
@@ -54,6 +61,17 @@ class Overview:
     accuracy: float | None = None
     macro_f1: float | None = None
     per_type: pd.DataFrame | None = None
+    known_markers: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+    sets: Mapping[str, float] = field(default_factory=dict)
+    single: float | None = None
+
+    @property
+    def scored_types(self) -> list[dict[str, Any]]:
+        """Figures by given type, most cells first."""
+        if self.per_type is None:
+            return []
+        rows = self.per_type.sort_values("cells", ascending=False, kind="stable")
+        return [{"type": str(name)} | {str(key): value for key, value in row.items()} for name, row in rows.iterrows()]
 
     @property
     def n_cells(self) -> int:
@@ -121,7 +139,8 @@ def summary(overview: Overview, attention: Sequence[Attention]) -> list[str]:
     ]
     if len(known):
         top = [f"{name} ({percent(share)})" for name, share in known["share"].head(3).items()]
-        rest = "" if len(known) <= 3 else f"; the other {len(known) - 3} make up {percent(known['share'][3:].sum())}"
+        others = "one makes" if len(known) == 4 else f"{len(known) - 3} make"
+        rest = "" if len(known) <= 3 else f"; the other {others} up {percent(known['share'][3:].sum())}"
         lines.append(f"{'Most cells are' if len(top) > 1 else 'All known cells are'} {listed(top)}{rest}.")
     if overview.n_unknown:
         share = percent(overview.n_unknown / overview.n_cells)
@@ -135,8 +154,15 @@ def summary(overview: Overview, attention: Sequence[Attention]) -> list[str]:
         if overview.confident is not None:
             line += f"; {percent(overview.confident)} of the cells reach 0.80"
         lines.append(f"{line}.")
+    if overview.single is not None:
+        lines.append(f"For {percent(overview.single)} of the cells one type alone cannot be ruled out.")
     if sentence := coverage_sentence(overview):
         lines.append(sentence)
+    if checked := [any(genes.values()) for genes in overview.known_markers.values() if genes]:
+        lines.append(
+            f"Genes that the literature knows them by are raised in {sum(checked)} of the "
+            f"{plural(len(checked), 'label')} that have such genes in the data."
+        )
     if overview.accuracy is not None and overview.macro_f1 is not None:
         lines.append(
             f"Against the labels in “{overview.truth}”, {percent(overview.accuracy)} of the cells agree "
@@ -167,22 +193,72 @@ def attention(overview: Overview, notes: Sequence[str] = (), *, checked: Sequenc
             expected = f" (expected: {one.expected})" if one.expected else ""
             words = [f"{text[0].upper()}{text[1:]}." for text in (one.cause, one.mend) if text]
             found.append(Attention(f"{one.subject.capitalize()}: {one.found.rstrip('.')}{expected}.", " ".join(words)))
-    if overview.per_type is not None:
-        poor = overview.per_type[(overview.per_type["f1"] < LOW_F1) & (overview.per_type["cells"] >= FEW_CELLS)]
-        if len(poor):
-            names = [f"{name} (F1 {value:.2f})" for name, value in poor["f1"].items()]
-            found.append(
-                Attention(
-                    f"Poor agreement with “{overview.truth}”: {listed(names)}.",
-                    "The confusion table shows where these cells went. Names that differ for one type count as "
-                    "disagreement.",
-                )
+    found += _without_known_markers(overview)
+    found += _poor_agreement(overview)
+    return found
+
+
+def _poor_agreement(overview: Overview) -> list[Attention]:
+    """Given types that few cells were labelled with: those that the model lacks, and those that it told badly."""
+    if overview.per_type is None:
+        return []
+    poor = overview.per_type[(overview.per_type["f1"] < LOW_F1) & (overview.per_type["cells"] >= FEW_CELLS)]
+    classes = overview.settings.get("classes")
+    known = {str(name) for name in ([] if classes is None else classes)}
+    lacking = [f"{name} ({plural(int(n), 'cell')})" for name, n in poor["cells"].items() if known and name not in known]
+    told_badly = [f"{name} (F1 {value:.2f})" for name, value in poor["f1"].items() if not known or name in known]
+    found = []
+    if lacking:
+        found.append(
+            Attention(
+                f"Labels in “{overview.truth}” that the model has no type of that name for: {listed(lacking)}.",
+                "Unknown is the right answer for a type that it does not know; teach it with “evercell update”. If it "
+                "knows the type by another name, the confusion table shows which.",
             )
+        )
+    if told_badly:
+        found.append(
+            Attention(
+                f"Poor agreement with “{overview.truth}”: {listed(told_badly)}.",
+                "The confusion table shows where these cells went.",
+            )
+        )
+    return found
+
+
+def _without_known_markers(overview: Overview) -> list[Attention]:
+    """Labels that the known markers do not speak for, or of which none was measured."""
+    known = overview.known_markers
+    against = [name for name, genes in known.items() if len(genes) > 1 and not any(genes.values())]
+    unmeasured = [name for name, genes in known.items() if not genes]
+    found = []
+    if against:
+        found.append(
+            Attention(
+                f"Known markers are not raised: {listed(against)}.",
+                "None of the genes that the literature knows these types by is higher in the cells of the label than "
+                "in the others. Look at the marker genes below before you trust the label.",
+            )
+        )
+    if unmeasured:
+        found.append(
+            Attention(
+                f"No known marker was measured: {listed(unmeasured)}.",
+                "These labels rest on other genes. A panel with markers of the type would tell more.",
+            )
+        )
     return found
 
 
 def methods(
-    overview: Overview, *, versions: Mapping[str, str], drawn: int | None, seed: int, neighbours: int, ranked: bool
+    overview: Overview,
+    *,
+    versions: Mapping[str, str],
+    drawn: int | None,
+    seed: int,
+    neighbours: int,
+    ranked: bool,
+    basis: str | None = None,
 ) -> str:
     """A methods paragraph to copy into a manuscript.
 
@@ -198,6 +274,8 @@ def methods(
         Settings of the map.
     ranked
         Whether marker genes were ranked.
+    basis
+        Key of the coordinates of the file that the map shows, where it is no UMAP made for the report.
     """
     settings = overview.settings
     model = f"the model {settings['model']}" if settings.get("model") else "a trained model"
@@ -217,7 +295,7 @@ def methods(
         lines.append(
             f"Cells with an unknown score above {threshold:.4g} were labelled Unknown ({overview.n_unknown:,})."
         )
-    if drawn is not None:
+    if drawn is not None and basis is None:
         of = "the cells" if drawn == overview.n_cells else f"{drawn:,} cells, sampled by type,"
         lines.append(
             f"A UMAP of {of} was computed from the model's representation with Scanpy {versions.get('scanpy', '')} "

@@ -13,7 +13,6 @@ Of an annotation these files are left in its folder:
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
@@ -36,10 +34,11 @@ from evercell.copying import can_be_extended, extended
 from evercell.doctor import check_labels
 from evercell.errors import LabelsError
 from evercell.gene_names import canonical_genes
-from evercell.model_card import model_card, training_facts
+from evercell.model_card import model_card
 from evercell.reporting import write_report
+from evercell.reporting.annotated import SAMPLE_COLUMNS
+from evercell.reporting.cell_map import NEIGHBOURS, drawing_order, stratified_sample, umap
 from evercell.reporting.findings import Overview, attention, summary
-from evercell.reporting.report import NEIGHBOURS, SAMPLE_COLUMNS, stratified_sample
 from evercell.serving.corrections import Correction, corrected
 from evercell.streaming import annotated
 from evercell.updating.update import update
@@ -70,7 +69,7 @@ def set_threads(threads: int) -> None:
 
 def warm_up() -> None:
     """Draw a tiny map, so that what it takes is compiled."""
-    _layout(np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32))
+    umap(np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32), seed=0)
 
 
 def annotate(task: Task, say: Say) -> dict[str, Any]:
@@ -131,10 +130,9 @@ def files(task: Task, say: Say) -> dict[str, Any]:
             adata = read_cells(source)
             n_changed = int(_corrected(adata, task)[1].sum())
             note = [f"{n_changed:,} cells were corrected by hand; this report shows the labels of the model."]
-            stages = load(task["facts"]["model"]).ledger.stages
-            training = training_facts(stages[-1].facts) if stages else None
+            stages = [stage.facts for stage in load(task["facts"]["model"]).ledger]
             title = f"Cell types of {task['name']}"
-            write_report(adata, made, key=KEY, title=title, training=training, warnings=note if n_changed else [])
+            write_report(adata, made, key=KEY, title=title, stages=stages, warnings=note if n_changed else [])
         else:
             adata = read_cells(source, backed=True)
             labels, _ = _corrected(adata, task)
@@ -227,19 +225,7 @@ def _sure(obs: pd.DataFrame, labels: np.ndarray, taken: np.ndarray) -> np.ndarra
 def _drawn(labels: np.ndarray) -> np.ndarray:
     """Cells of the map: Unknown first and rare types last, so that these lie on top."""
     drawn = stratified_sample(labels, MOST_DRAWN, seed=0)
-    sizes = pd.Series(labels[drawn]).map(pd.Series(labels[drawn]).value_counts()).to_numpy()
-    return drawn[np.lexsort((drawn, -sizes, labels[drawn] != UNKNOWN))]
-
-
-def _layout(space: np.ndarray) -> np.ndarray:
-    """(B, 2) UMAP of a representation (B, D)."""
-    cells = AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(space)).astype(str)))
-    cells.obsm["X"] = space
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap-learn says that a seed means one thread
-        sc.pp.neighbors(cells, n_neighbors=NEIGHBOURS, use_rep="X", random_state=0)
-        sc.tl.umap(cells, random_state=0)
-    return np.asarray(cells.obsm["X_umap"])
+    return drawn[drawing_order(labels[drawn])]
 
 
 def _map(folder: Path, obs: pd.DataFrame, types: pd.DataFrame, drawn: np.ndarray, space: np.ndarray, say: Say) -> str:
@@ -247,7 +233,7 @@ def _map(folder: Path, obs: pd.DataFrame, types: pd.DataFrame, drawn: np.ndarray
     if len(drawn) < NEIGHBOURS:
         return f"There is no map: it takes at least {NEIGHBOURS} cells."
     say("drawing the map")
-    points = _layout(space)
+    points = umap(space, seed=0)
     cells = obs.iloc[drawn]
     found: dict[str, Any] = {
         "row": drawn.tolist(),
