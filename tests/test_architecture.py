@@ -45,7 +45,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "sketches",
     ),
     ("backbones", "heads", "linear", "discriminant", "masking", "rejection", "label_sets", "type_targets"),
-    ("annotator", "checkpoint", "ledger", "registry"),
+    ("annotator", "checkpoint", "circumstances", "ledger", "registry"),
     (
         "batching",
         "adaptation",
@@ -73,7 +73,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "importing",
         "exporting",
     ),
-    ("discovery", "explaining", "comparison", "doctor", "estimator", "celltypist"),
+    ("discovery", "explaining", "comparison", "doctor", "reproducing", "estimator", "celltypist"),
     ("tl",),
     ("crossvalidation",),
     ("reporting", "model_card"),

@@ -28,7 +28,7 @@ COMMAND = typer.main.get_command(app)
 NAMES = (
     "train", "pretrain", "update", "annotate", "embed", "evaluate", "log", "diff", "revert", "bisect", "verify", "demo",
     "doctor", "discover", "select", "reconcile", "models", "merge", "preprocess", "crossval", "compare", "example",
-    "import", "export", "serve", "explain", "bench",
+    "import", "export", "serve", "explain", "bench", "reproduce",
 )  # fmt: skip
 SIZES = ("members=1", "member_width=8", "n_latents=2", "depth=1", "n_heads=2")
 SMALL = [
@@ -104,7 +104,11 @@ def test_help_lists_all_commands_and_exit_codes(run: Run) -> None:
     for name in NAMES:
         (line,) = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
         assert not line.endswith("...")  # the short help is a whole sentence
-    for line in ("0    done", "1    a check failed (verify, doctor --strict)", "2    wrong input or wrong use"):
+    for line in (
+        "0    done",
+        "1    a check failed (verify, reproduce, doctor --strict)",
+        "2    wrong input or wrong use",
+    ):
         assert any(one.strip().startswith(line) for one in out.splitlines())
 
 

@@ -11,11 +11,16 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from evercell import registry
+from evercell.annotation import annotate
+from evercell.cells import read_cells
 from evercell.cli import main
-from evercell.doctor import Finding, check_cells, check_installation, check_labels
+from evercell.doctor import Finding, check_cells, check_installation, check_labels, examine
 from evercell.examples import load_example
 from evercell.genes import GeneVocabulary
 from evercell.testing import synthetic_cells, with_ambient, with_doublets, with_empty_droplets
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "labelled"
 
 
 def of(findings: list[Finding], subject: str) -> Finding:
@@ -204,3 +209,43 @@ def test_a_fuller_matrix_that_is_not_used_is_named() -> None:
     few = cells[:, :2000].copy()
     (found,) = [one for one in check_cells(few) if one.subject == "not used: raw"]
     assert (found.severity, found.mend) == ("warning", "pass --layer raw")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "name", ["human/pbmc3k", "human/kang_pbmc", "human/travaglini_lung_subset", "mouse/tm_lung_10x_P7_8"]
+)
+def test_nothing_is_found_in_clean_files(name: str) -> None:
+    """All 52 files, as they are and spoiled, are in benchmarks/doctor.py."""
+    cells = read_cells(SHARED / f"{name}.h5ad")[:1000].to_memory()
+    assert {one.subject for one in check_cells(cells) if one.severity != "info"} == set()
+
+
+@pytest.mark.shared
+def test_nuclei_damage_and_panels_are_seen_where_they_are() -> None:
+    def subjects(name: str) -> dict[str, str]:
+        return {one.subject: one.severity for one in check_cells(read_cells(SHARED / f"human/{name}.h5ad"))}
+
+    assert subjects("heart_san_nuclei")["nuclei"] == "info"
+    assert subjects("htan_breast_liver_met")["damaged cells"] == "warning"
+    found = subjects("ding_pbmc_drop_seq")
+    assert {one for one, severity in found.items() if severity == "warning"} == {"panel", "depth", "copies"}
+
+
+def test_a_model_is_tried_on_a_file_and_its_labels_are_looked_at(tmp_path: Path) -> None:
+    model = registry.load("human-pancreas")
+    cells = load_example("tritschler_unseen")[::2].copy()
+    path = written(cells, tmp_path)
+    before = examine(path, model)
+    assert of(before, "model tried").found.startswith("on 125 of 125 cells")
+    assert {one.subject for one in before if one.severity == "warning"} == {"genes of the model", "gene coverage"}
+    assert "studies of the training data lie" in of(before, "shift").found
+    annotate(model, cells, inplace=True, model_name="human-pancreas", shown=False)
+    after = examine(written(cells, tmp_path), model)
+    assert of(after, "labels") == of(before, "labels") and of(after, "shift") == of(before, "shift")
+    blood = registry.load("human-immune")
+    wrong = {one.subject for one in examine(written(cells, tmp_path), blood) if one.severity == "warning"}
+    assert "model" in wrong
+    del cells.obs["evercell"]
+    wrong = {one.subject for one in examine(written(cells, tmp_path), blood) if one.severity == "warning"}
+    assert {"entropy", "proportions"} <= wrong

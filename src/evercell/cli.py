@@ -25,6 +25,7 @@ from evercell.commands import (
     reconciling,
     registry,
     reporting,
+    reproducing,
     serving,
     training,
     updating,
@@ -36,7 +37,11 @@ from evercell.errors import EvercellError, GateError, SettingsError
 from evercell.progress import silenced
 
 ANYWHERE = ("--quiet", "--verbose", "--debug")
-"""Options of all commands, which may stand before or after the command."""
+THREADS = "--threads"
+"""Options of all commands, which may stand before or after the command; `THREADS` has a value."""
+
+OWN_THREADS = ("bench",)
+"""Commands with such an option of their own."""
 
 SHARED = ("train", "pretrain")
 """Commands that processes started by torchrun share."""
@@ -44,13 +49,13 @@ SHARED = ("train", "pretrain")
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    a check failed (verify, doctor --strict), or old types fell in an update
+  1    a check failed (verify, reproduce, doctor --strict), or old types fell in an update
   2    wrong input or wrong use; what mends it is said on standard error
   3    an error that evercell did not foresee
   130  stopped from the keyboard
 
 \b
---quiet, --verbose and --debug may stand before or after the command.
+--quiet, --verbose, --debug and --threads N may stand before or after the command.
 
 \b
 Examples:
@@ -80,6 +85,7 @@ for module in (
     serving,
     models,
     exchanging,
+    reproducing,
     checking,
     benching,
 ):
@@ -101,6 +107,10 @@ def _common(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only results, warnings and errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print details.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(THREADS, metavar="N", min=1, help="Threads of the CPU to use; results do not depend on it."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -115,6 +125,10 @@ def _common(
         )
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif threads is not None:
+        from evercell.threads import limited
+
+        context.with_resource(limited(threads))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,6 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = given[: given.index("--")] if "--" in given else given
     common = [word for word in ANYWHERE if word in options]
     rest = [word for place, word in enumerate(given) if place >= len(options) or word not in ANYWHERE]
+    place = next((i for i, word in enumerate(rest) if word.split("=")[0] == THREADS), None)
+    if place is not None and "--" not in rest[:place] and rest[0] not in OWN_THREADS:
+        end = place + (1 if "=" in rest[place] else 2)
+        common, rest = [*common, *rest[place:end]], [*rest[:place], *rest[end:]]
     console = Console(quiet="--quiet" in common)
     try:
         with warnings.catch_warnings(), silenced(console.quiet or started().rank > 0):

@@ -20,6 +20,7 @@ from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
 from evercell.bank import BANKS, balanced_rows
 from evercell.celltypes import CellTypes
+from evercell.circumstances import circumstances
 from evercell.classification import (
     calibrated,
     classification_loss,
@@ -253,6 +254,9 @@ def train(
         "settings": settings.to_dict(),
         "seed": seed,
         "base": base.fingerprint if base is not None else None,
+        "read": {"labels": labels, "groups": groups, "layer": layer, "species": species, "gene_column": gene_column},
+        "circumstances": circumstances(maker.device),
+        "made": model.fingerprint,
         "held_out": held_out,
         "metrics": metrics,
         "history": history.rows,

@@ -291,13 +291,17 @@ def describe(study: Study) -> dict[str, Any]:
     for _, _, block in study.counts.chunks():
         digest.update(block.indices.astype(kind))
     digest.update(indptr.astype(kind).tobytes())
-    digest.update("\n".join([*map(str, study.counts.genes.index), *study.labels]).encode())
+    genes = list(map(str, study.counts.genes.index))
+    unlabelled = digest.copy()  # an update names labels anew: by this its file is found again
+    unlabelled.update("\n".join(genes).encode())
+    digest.update("\n".join([*genes, *study.labels]).encode())
     return {
         "name": study.name,
         "cells": len(study.rows),
         "genes": len(study.counts.genes),
         "counts": study.counts.source,
         "sha256": digest.hexdigest(),
+        "counts_sha256": unlabelled.hexdigest(),
         "notes": list(study.notes),
     }
 

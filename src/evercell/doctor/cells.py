@@ -9,12 +9,12 @@ from evercell.doctor.signs import FAINT, Signs
 
 # Where not said otherwise: between what real files have and what the same files have when spoiled (docs/doctor.md).
 SHALLOW = 500  # counts of a cell below which types blur
-MANY_FAINT = 0.05  # of the cells
+MANY_FAINT = 0.1  # of the cells
 MANY_DAMAGED = 0.2  # of the cells
 MISNAMED = 0.65
 NUCLEI_MITO, NUCLEI_RIBO, NUCLEI_NUCLEAR = 0.05, 0.03, 0.03
 MUCH_AMBIENT = 0.1
-MANY_DOUBLETS = 0.115
+MANY_DOUBLETS = 0.11
 
 
 def sign_findings(signs: Signs) -> list[Finding]:
@@ -154,7 +154,7 @@ def _doublets(signs: Signs) -> Iterable[Finding]:
         "warning",
         "doublets",
         said,
-        f"{MANY_DOUBLETS:.1%} or fewer",
+        f"{MANY_DOUBLETS:.0%} or fewer",
         "droplets that caught two cells: too many were loaded",
         "drop them with `evercell preprocess --doublets drop`",
     )

@@ -51,7 +51,7 @@ def examine(
     try:
         adata = read_cells(path, layer=layer)
     except EvercellError as error:
-        return [Finding("error", "file", error.message, mend=error.hint or "")]
+        return [Finding("error", "counts", error.message, mend=error.hint or "")]
     found = check_cells(adata, None if model is None else model.vocabulary, name=str(path),
                          layer=layer, species=species, gene_column=gene_column)  # fmt: skip
     if key in adata.obs:

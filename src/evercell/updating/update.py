@@ -16,6 +16,7 @@ from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
 from evercell.bank import BANKS, ExampleBank
 from evercell.celltypes import CellTypes, read_mapping
+from evercell.circumstances import circumstances
 from evercell.classification import sealed_figures
 from evercell.errors import GateError, ModelError, SettingsError
 from evercell.evaluation import Split, split_cells
@@ -163,11 +164,11 @@ def update(
         )
         if not keeps_cells:
             _check_rare(old, cells.codes if settings.refit else cells.codes[split.train], types)
-        earlier = None
+        earlier, joint = None, list[Study]()
         if joint_with is not None:
             names = [f"earlier {i + 1}" for i in range(len(joint_with))]
-            given = read_studies(joint_with, labels, layer=layer, names=names, least_types=1)
-            known = settled(old, given, accept_proposals=True, store=place, **how).studies
+            joint = read_studies(joint_with, labels, layer=layer, names=names, least_types=1)
+            known = settled(old, joint, accept_proposals=True, store=place, **how).studies
             earlier = without_sealed(gather(known, vocabulary, types, store=place, **how), old.sealed)
 
         described = [describe(study) for study in studies]
@@ -201,6 +202,18 @@ def update(
         "settings": made.settings.to_dict(),
         "seed": seed,
         "base": old.fingerprint,
+        "read": {
+            "labels": labels,
+            "groups": groups,
+            "layer": layer,
+            "species": species,
+            "gene_column": gene_column,
+            "mapping": None if chosen is None else dict(chosen),
+            "accept_proposals": accept_proposals,
+            "joint_with": [describe(study) for study in joint],
+        },
+        "circumstances": circumstances(old.device),
+        "made": published.fingerprint,
         "held_out": {
             "by": split.by,
             "groups": list(split.held_out),
