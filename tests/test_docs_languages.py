@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -18,6 +19,7 @@ from scipy.io import mmwrite
 import evercell as ec
 from evercell.annotator import Annotator
 from evercell.checkpoint import save
+from evercell.finetuning import quick_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -137,15 +139,18 @@ def test_a_table_is_the_same_to_the_byte(model: Annotator, query: ad.AnnData, tm
     assert written[0] == written[1]
 
 
-def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With fewer cells, and a map that is not computed."""
+@pytest.mark.slow
+def test_the_python_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer cells, a smaller training, and a map that is not computed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import scanpy as sc
 
     drawn = []
-    load = ec.load_example
+    load, quick = ec.load_example, quick_settings()
+    less = replace(quick, refit=False, rejector="confidence", training=replace(quick.training, samples=320))
+    monkeypatch.setattr("evercell.finetuning.quick_settings", lambda: less)
     monkeypatch.setattr("evercell.examples.load_example", lambda name: load(name)[::2].copy())
     monkeypatch.setattr(sc.pp, "neighbors", lambda adata, use_rep: adata.obsm[use_rep])
     monkeypatch.setattr(sc.tl, "umap", lambda adata: adata.obsm.update(X_umap=adata.obsm["X_evercell"][:, :2]))
