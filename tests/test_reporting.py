@@ -20,6 +20,7 @@ from scipy.sparse import csr_matrix
 from evercell.colours import UNKNOWN_COLOUR
 from evercell.doctor import Finding
 from evercell.errors import CellsError, LabelsError
+from evercell.label_sets import SEPARATOR
 from evercell.ontology import term
 from evercell.reporting import cell_map, figures, findings, report, write_report
 from evercell.reporting.known_markers import _table, known_markers
@@ -471,6 +472,15 @@ def test_sampling_is_said_in_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = Page(write_report(adata, tmp_path / "large.html").read_text())
     drawn = shown.map["cells"]
     assert drawn < 200 and f"Shown are {drawn} of 400 cells, sampled by type." in shown.text
+
+
+def test_sets_of_types_are_counted(tmp_path: Path) -> None:
+    adata = annotated_cells(40)
+    del adata.obsm["X_evercell"]
+    adata.obs["evercell_set"] = [SEPARATOR.join(["alpha", "beta", "c"][: 1 + i % 2 + (i == 1)]) for i in range(40)]
+    shown = Page(write_report(adata, tmp_path / "sets.html").read_text())
+    assert "For 50.0% of the cells one type alone cannot be ruled out." in shown.text
+    assert "50.0% of the cells have a set of one type, 47.5% of the cells have a set of two types, 2.5%" in shown.text
 
 
 def test_a_large_page_holds_fewer_genes() -> None:

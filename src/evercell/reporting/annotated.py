@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from evercell.colours import UNKNOWN
 from evercell.errors import CellsError, LabelsError
+from evercell.label_sets import SEPARATOR
 from evercell.labels import is_unassigned
 from evercell.reporting.findings import Overview
 
@@ -92,7 +94,21 @@ def overview_of(
         accuracy=None if agreement is None else float(agreement.accuracy),
         macro_f1=None if agreement is None else float(agreement.macro_f1),
         per_type=None if agreement is None else agreement.per_type,
+        sets=set_sizes(cells),
+        single=set_sizes(cells).get(ONE_LABEL),
     )
+
+
+ONE_LABEL = "one type"
+
+
+def set_sizes(cells: pd.DataFrame) -> dict[str, float]:
+    """Share of the cells that have a set of types, by its size in words; empty where no sets were made."""
+    if "set" not in cells or not cells["set"].notna().any():
+        return {}
+    sizes = cells["set"].dropna().str.count(re.escape(SEPARATOR)) + 1
+    shares = {ONE_LABEL: sizes == 1, "two types": sizes == 2, "more types": sizes > 2}
+    return {name: float(chosen.mean()) for name, chosen in shares.items()}
 
 
 def sample_columns(adata: AnnData) -> list[str]:
