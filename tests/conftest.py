@@ -48,3 +48,8 @@ def query() -> AnnData:
     from evercell.testing import synthetic_cells
 
     return synthetic_cells(150, seed=2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--approve`` writes `bad_inputs/messages.txt` anew."""
+    parser.addoption("--approve", action="store_true", help="write bad_inputs/messages.txt as the messages are now")

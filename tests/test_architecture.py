@@ -22,6 +22,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "ontology",
         "labels",
         "celltypes",
+        "vetting",
         "normalisation",
         "counts",
         "stored_cells",
@@ -45,7 +46,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "sketches",
     ),
     ("backbones", "heads", "linear", "discriminant", "masking", "rejection", "label_sets", "type_targets"),
-    ("annotator", "checkpoint", "circumstances", "ledger", "registry"),
+    ("annotator", "soundness", "checkpoint", "circumstances", "ledger", "registry"),
     (
         "batching",
         "adaptation",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import glob
-import gzip
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -22,7 +22,8 @@ import scipy.sparse as sp
 from evercell.counts import Counts, find_counts, is_transposed
 from evercell.errors import CellsError
 from evercell.progress import progress
-from evercell.stored_cells import open_h5ad, open_zarr, stored_csr
+from evercell.stored_cells import open_h5ad, open_zarr, sound, stored_csr
+from evercell.vetting import lines_of, vet_hdf5, vet_matrix_market, vet_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +35,7 @@ TENX = "10x matrix.mtx"
 TABLES = (".csv", ".tsv", ".txt")
 STORED = (".h5ad", ".zarr", ".h5", ".hdf5")  # kinds whose matrices can stay in the file
 TABLE_ROWS = 1000  # rows of a dense table parsed at a time, then kept sparse
+FORMULA = re.compile(r"[=@\t\r]|[+-].*[(|!=]")
 PRINTED_ROWS = 50_000  # rows of a table made into text at a time
 
 
@@ -109,7 +111,10 @@ def write_cells(adata: AnnData, path: str | os.PathLike[str]) -> None:
 
 
 def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table to ``.csv``, ``.tsv`` or ``.txt`` (also ``.gz``), whole or not at all; a named index is kept."""
+    """Write a table to ``.csv``, ``.tsv`` or ``.txt`` (also ``.gz``), whole or not at all; a named index is kept.
+
+    Text that a spreadsheet would run as a formula, such as a cell type ``=cmd|...``, gets an apostrophe before it.
+    """
     path = Path(path)
     kind = _suffix(path)
     if kind not in TABLES:
@@ -120,10 +125,22 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         # gzip, without a time and a name inside: the same table gives the same bytes.
         packer = zlib.compressobj(9, zlib.DEFLATED, 31) if packed else None
         for start in range(0, max(len(frame), 1), PRINTED_ROWS):
-            part = frame.iloc[start : start + PRINTED_ROWS]
+            part = _without_formulas(frame.iloc[start : start + PRINTED_ROWS])
             text = part.to_csv(sep=separator, index=keep_index, header=start == 0).encode()
             file.write(text if packer is None else packer.compress(text))
         file.write(b"" if packer is None else packer.flush())
+
+
+def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with no text that a spreadsheet runs; numbers, and names such as ``-`` or ``+ve``, are left."""
+
+    def harmless(values: pd.Series) -> pd.Series:
+        text = values.astype(object).where(values.notna(), None)
+        risky = text.map(lambda one: isinstance(one, str) and FORMULA.match(one) is not None)
+        return text.where(~risky, "'" + text.astype(str)) if risky.any() else values
+
+    columns = {name: harmless(frame[name]) for name in frame.columns if frame[name].dtype.kind not in "biufc"}
+    return frame.assign(**columns) if frame.columns.is_unique else frame
 
 
 @contextmanager
@@ -183,10 +200,14 @@ def _kind(path: Path) -> str:
 def _read(path: Path, kind: str, backed: bool) -> AnnData:
     from anndata.io import read_h5ad, read_zarr
 
-    if kind == ".h5ad":
-        return open_h5ad(path) if backed else read_h5ad(path)
     if kind == ".zarr":
-        return open_zarr(path) if backed else read_zarr(path)
+        vet_zarr(path)
+    elif kind in STORED:
+        vet_hdf5(path)
+    if kind == ".h5ad":
+        return open_h5ad(path) if backed else sound(read_h5ad(path))
+    if kind == ".zarr":
+        return open_zarr(path) if backed else sound(read_zarr(path))
     if kind in (".h5", ".hdf5"):
         return _read_10x_h5(path, backed)
     if kind == ".loom":
@@ -205,7 +226,7 @@ def _read_10x_h5(path: Path, backed: bool) -> AnnData:
     file = h5py.File(path, "r")
     try:
         if "obs" in file and "var" in file:
-            return open_h5ad(path) if backed else read_h5ad(path)
+            return open_h5ad(path) if backed else sound(read_h5ad(path))
         group = "matrix" if "matrix" in file else next(iter(file), "")
         if group != "matrix" and len(file) > 1:
             raise CellsError(
@@ -237,7 +258,8 @@ def _read_10x_h5(path: Path, backed: bool) -> AnnData:
             file.close()
     names = pd.Index(features.pop("name"))
     var = pd.DataFrame(features, index=names).rename(columns={"id": "gene_ids", "feature_type": "feature_types"})
-    return _genes_only(AnnData(counts, obs=pd.DataFrame(index=text["barcodes"]), var=var), backed)
+    adata = AnnData(counts, obs=pd.DataFrame(index=text["barcodes"]), var=var)
+    return _genes_only(adata if backed else sound(adata), backed)
 
 
 def _read_10x_folder(path: Path) -> AnnData:
@@ -259,13 +281,13 @@ def _read_10x_folder(path: Path) -> AnnData:
     prefix = matrices[0].name.split("matrix.mtx")[0]
     barcodes = _read_list(folder, prefix, ("barcodes.tsv",))
     features = _read_list(folder, prefix, ("features.tsv", "genes.tsv"))
-    counts = sp.csr_matrix(mmread(matrices[0]).T)
-    if counts.shape != (len(barcodes), len(features)):
+    shape = vet_matrix_market(matrices[0])
+    if shape != (len(features), len(barcodes)):
         raise CellsError(
-            f"`{matrices[0]}` has {counts.shape[1]} genes and {counts.shape[0]} cells, its lists {len(features)} and "
-            f"{len(barcodes)}",
+            f"`{matrices[0]}` has {shape[0]} genes and {shape[1]} cells, its lists {len(features)} and {len(barcodes)}",
             hint="take the three files from the same run",
         )
+    counts = sp.csr_matrix(mmread(matrices[0]).T)
     columns = ["gene_ids", "name", "feature_types"]
     var = features.iloc[:, :3].set_axis(columns[: min(3, features.shape[1])], axis=1)
     var = var.set_index("name" if "name" in var else "gene_ids", drop="name" in var).rename_axis(None)
@@ -296,6 +318,7 @@ def _read_loom(path: Path) -> AnnData:
         raise CellsError(f"`{path}` needs the package loompy", hint="pip install evercell[loom]") from error
     from anndata.io import read_loom
 
+    vet_hdf5(path)
     with loompy.connect(str(path), mode="r", validate=False) as file:
         cells = next((key for key in ("CellID", "obs_names", "cell_id", "barcode") if key in file.ca), "CellID")
         genes = next((key for key in ("Gene", "var_names", "gene_name", "gene") if key in file.ra), "Gene")
@@ -306,9 +329,13 @@ def _read_table(path: Path) -> AnnData:
     """A dense table of numbers with names in the first column and row; columns of text go with the row names."""
     from anndata import AnnData
 
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as file:
-        lines = [file.readline(), file.readline()]
+    with lines_of(path) as file:
+        try:
+            lines = [file.readline().decode("utf-8-sig"), file.readline().decode()]
+        except UnicodeDecodeError as error:
+            raise CellsError(
+                f"`{path}` is not a table: it is no text in UTF-8", hint="save it as a .csv in UTF-8"
+            ) from error
     separator = max("\t,; ", key=lines[1].count)
     header, first = (next(csv.reader([line], delimiter=separator), []) for line in lines)
     if len(first) < 2:
@@ -316,15 +343,22 @@ def _read_table(path: Path) -> AnnData:
             f"`{path}` is not a table: a row of names and a row of values are needed",
             hint="separate columns by comma or tab",
         )
+    if len(header) < len(first) - 1:
+        raise CellsError(
+            f"`{path}` is not a table: its first row names {len(header)} columns, its second "
+            f"has {len(first) - 1} values",
+            hint="the first row has to name every column",
+        )
     # Tables written by R have no name above the column of names.
     names = np.array(header[-(len(first) - 1) :])
     blocks, texts = [], []
     text: np.ndarray | None = None
-    for part in pd.read_csv(path, sep=separator, index_col=0, header=None, skiprows=1, chunksize=TABLE_ROWS):
-        if text is None:
-            text = np.array([not pd.api.types.is_numeric_dtype(kind) for kind in part.dtypes])
-        texts.append(part.loc[:, text].set_axis(names[text], axis=1))
-        blocks.append(sp.csr_matrix(part.loc[:, ~text].apply(pd.to_numeric).to_numpy(dtype=np.float32)))
+    with lines_of(path) as file:
+        for part in pd.read_csv(file, sep=separator, index_col=0, header=None, skiprows=1, chunksize=TABLE_ROWS):
+            if text is None:
+                text = np.array([not pd.api.types.is_numeric_dtype(kind) for kind in part.dtypes])
+            texts.append(part.loc[:, text].set_axis(names[text], axis=1))
+            blocks.append(sp.csr_matrix(_numbers(part.loc[:, ~text].set_axis(names[~text], axis=1), path)))
     if text is None or text.all():
         raise CellsError(f"`{path}` is a table without numbers", hint="give a table of counts")
     rows = pd.concat(texts)
@@ -333,3 +367,17 @@ def _read_table(path: Path) -> AnnData:
     if is_transposed(rows.index, columns.index):
         return AnnData(sp.csr_matrix(counts.T), obs=columns, var=rows)
     return AnnData(counts, obs=rows, var=columns)
+
+
+def _numbers(part: pd.DataFrame, path: Path) -> np.ndarray:
+    """The values of a part of a table; text among them is named."""
+    try:
+        return part.apply(pd.to_numeric).to_numpy(dtype=np.float32)
+    except ValueError as error:
+        found = part.apply(pd.to_numeric, errors="coerce").isna().to_numpy() & part.notna().to_numpy()
+        row, column = np.argwhere(found)[0]
+        raise CellsError(
+            f"`{path}` holds text among its values: `{part.iloc[row, column]!s}` at `{part.index[row]}`, "
+            f"`{part.columns[column]}`",
+            hint="give a table of counts; columns of text are taken from the first rows",
+        ) from error

@@ -37,7 +37,10 @@ from evercell.linear import LinearModel
 from evercell.profiles import ProfileModel
 from evercell.rejection import REJECTORS
 from evercell.sketches import Sketch
+from evercell.soundness import check_arrays, check_counted, check_parts, made
+from evercell.stored_cells import sound
 from evercell.tokenizers import TOKENIZERS
+from evercell.vetting import vet_hdf5
 
 FORMAT = 1
 FORMAT_WITH_SKETCH = 2  # a reader that does not know of sketches would forget what they hold
@@ -253,7 +256,9 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
         raise ModelError(
             f"the model `{folder}` cannot be read: {what[:300]}", hint=hint or "copy it again, or train it again"
         ) from error
-    if annotator.fingerprint != description["fingerprint"] or annotator.ledger.head != description["ledger_head"]:
+    if annotator.fingerprint != description.get("fingerprint") or annotator.ledger.head != description.get(
+        "ledger_head"
+    ):
         raise ModelError(
             f"the model `{folder}` was changed: its parts do not fit its fingerprint", hint="copy it again"
         )
@@ -269,6 +274,8 @@ def _description(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
         written, hashes = int(description["format"]), dict(description.get("sha256", {}))
+        if written < FORMAT or isinstance(description["format"], bool):
+            raise ValueError(f"format {description['format']} was never written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"`{own}` cannot be read: {error}", hint="copy it again") from error
     newest = _format(description, sketched=SKETCH in hashes)
@@ -313,33 +320,35 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
     types = CellTypes.from_dict(description["types"])
     stored = load_file(folder / "weights.safetensors")
     arrays = {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in stored.items()}
+    check_arrays(arrays)
 
     def part(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
+    for whole, settings in (("backbone.", description["backbone"]["settings"]), ("head.", description["head"])):
+        check_counted(settings, part(whole))
     tokenizer = TOKENIZERS[description["tokenizer"]["name"]](**description["tokenizer"]["settings"])
     with torch.random.fork_rng(devices=[]):  # new modules draw weights; the caller's random state stays
-        backbone = BACKBONES[description["backbone"]["name"]](
-            len(vocabulary), n_bins=tokenizer.n_bins, **description["backbone"]["settings"]
+        kind, told = BACKBONES[description["backbone"]["name"]], description["backbone"]["settings"]
+        backbone = made(
+            lambda: kind(len(vocabulary), n_bins=tokenizer.n_bins, **told), part("backbone."), name="backbone"
         )
-        head = GrowingHead(backbone.width, len(types), **description["head"])
-    backbone.load_state_dict({name: torch.from_numpy(array) for name, array in part("backbone.").items()})
-    head.load_state_dict({name: torch.from_numpy(array) for name, array in part("head.").items()})
+        head = made(lambda: GrowingHead(backbone.width, len(types), **description["head"]), part("head."), name="head")
     linear = LinearModel(**part("linear.")) if description["linear"] else None
     profiles = None
     if "profiles" in description:
-        found, told = part("profiles."), description["profiles"]
+        found, shares = part("profiles."), description["profiles"]
         profiles = ProfileModel(
             found["genes"], found["means"], found["depth"], found["known"],
-            sharpness=float(told["sharpness"]), share=float(told["share"]),
+            sharpness=float(shares["sharpness"]), share=float(shares["share"]),
         )  # fmt: skip
     rejector = REJECTORS[description["rejector"]](part("rejector.")) if description["rejector"] else None
-    return Annotator(
+    model = Annotator(
         vocabulary=vocabulary,
         types=types,
         tokenizer=tokenizer,
-        backbone=backbone.eval(),
-        head=head.eval(),
+        backbone=backbone,
+        head=head,
         linear=linear,
         temperature=float(description["temperature"]),
         rejector=rejector,
@@ -353,6 +362,8 @@ def _read(folder: Path, description: dict[str, Any]) -> Annotator:
         profiles=profiles,
         sets=LabelSets.of_arrays(part("sets.")) if description.get("sets") else None,
     )
+    check_parts(model)
+    return model
 
 
 def _read_sketch(folder: Path, description: dict[str, Any], types: CellTypes) -> Sketch | None:
@@ -366,7 +377,8 @@ def _read_sketch(folder: Path, description: dict[str, Any], types: CellTypes) ->
 def _read_bank(path: Path, types: CellTypes) -> ExampleBank:
     import anndata as ad
 
-    stored = ad.read_h5ad(path)
+    vet_hdf5(path)
+    stored = sound(ad.read_h5ad(path))
     return ExampleBank(
         counts=stored.X.astype(np.float32).tocsr(),
         codes=types.codes(stored.obs["cell_type"].astype(str)),

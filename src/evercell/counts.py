@@ -20,6 +20,8 @@ from evercell.normalisation import (
     check_whole,
     csr_block,
     judge,
+    read_columns,
+    read_rows,
     to_counts,
     whole,
 )
@@ -135,7 +137,7 @@ class Chosen:
             # Rows between those that are asked for are read too, but never more than `ROWS` at a time.
             first = int(rows[done])
             end = int(np.searchsorted(rows, first + ROWS))
-            block = sp.csr_matrix(self.matrix[first : int(rows[end - 1]) + 1])
+            block = read_rows(self.matrix, first, int(rows[end - 1]) + 1)
             blocks.append(block if block.shape[0] == end - done else block[rows[done:end] - first])
             done = end
         found = blocks[1] if len(blocks) == 2 else sp.vstack(blocks, format="csr")
@@ -312,7 +314,9 @@ def _by_rows(matrix: Any) -> Any:
     """A matrix stored by columns as CSR, in memory: its rows cannot be read one block at a time."""
     if getattr(matrix, "format", "") != "csc":
         return matrix
-    return (matrix.to_memory() if hasattr(matrix, "to_memory") else matrix).tocsr()
+    if hasattr(matrix, "to_memory"):
+        matrix = read_columns(matrix)
+    return matrix.tocsr()
 
 
 def _no_counts(

@@ -11,6 +11,7 @@ from typing import Any
 from evercell.errors import ModelError
 
 START = "0" * 64
+COPY = "restore the model directory from a copy you trust"
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,19 @@ class Ledger:
         # Not splitlines(), which also breaks at separators that may stand inside a name.
         *lines, rest = text.split("\n")
         if rest:
-            raise ModelError(f"line {len(lines) + 1} of `{name}` is cut off")
+            raise ModelError(f"line {len(lines) + 1} of `{name}` is cut off", hint=COPY)
         for number, line in enumerate(lines, start=1):
             try:
                 facts = json.loads(line)
                 claimed, found_previous = facts.pop("hash"), facts.pop("previous")
             except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-                raise ModelError(f"line {number} of `{name}` is no ledger stage") from error
+                raise ModelError(f"line {number} of `{name}` is no ledger stage", hint=COPY) from error
             stage = Stage(facts, found_previous)
             whole = facts.get("stage") == number and stage.digest == claimed and stage.line() == line
             if found_previous != previous or not whole:
                 raise ModelError(
                     f"line {number} of `{name}` was changed: its hash does not fit",
-                    hint="restore the model directory from a copy you trust",
+                    hint=COPY,
                 )
             stages.append(stage)
             previous = claimed

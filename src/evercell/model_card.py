@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ def model_card(model: Annotator, *, summary: str = "") -> str:
         "## Trained on",
         "",
         *[
-            f"- stage {number}: `{one['name']}`: {one['cells']:,} cells, {one['genes']:,} genes"
+            f"- stage {number}: {code(one['name'])}: {one['cells']:,} cells, {one['genes']:,} genes"
             for number, stage in enumerate(model.ledger.stages, start=1)
             for one in stage.facts.get("data", [])
         ],
@@ -35,22 +36,23 @@ def model_card(model: Annotator, *, summary: str = "") -> str:
     for number, stage in enumerate(model.ledger.stages, start=1):
         if stage.facts.get("verb") == "import":
             source = stage.facts["source"]
-            lines.append(f"- stage {number}: imported from `{source['name']}` ({source['format']})")
-            lines += [f"  - {note}" for note in stage.facts["notes"]]
+            lines.append(f"- stage {number}: imported from {code(source['name'])} ({source['format']})")
+            lines += [f"  - {inert(note)}" for note in stage.facts["notes"]]
     if training := training_facts(facts):
         lines += [
-            *("", "## On held-out cells", "", training["split"]),
+            *("", "## On held-out cells", "", inert(training["split"])),
             "The saved model was then trained on all cells." if facts["settings"].get("refit") else "",
             *("", "```", score_table(facts["metrics"]), "```", ""),
             *("| type | held-out cells | precision | recall | F1 |", "|---|---:|---:|---:|---:|"),
         ]
         lines += [
-            f"| {row['type']} | {row['cells']:,} | {row['precision']:.2f} | {row['recall']:.2f} | {row['f1']:.2f} |"
+            f"| {inert(row['type'])} | {row['cells']:,} | "
+            f"{' | '.join(format(row[one], '.2f') for one in ('precision', 'recall', 'f1'))} |"
             for row in training["per_type"]
         ]
     if len(model.types):
         terms = zip(model.types.names, model.types.ontology_ids, strict=True)
-        lines += ["", "## Cell types", "", *[f"- {name}{f' ({term})' if term else ''}" for name, term in terms]]
+        lines += ["", "## Cell types", "", *[f"- {inert(name)}{f' ({term})' if term else ''}" for name, term in terms]]
     lines += ["", "## Limits", ""]
     sketched = [str(n) for n, stage in enumerate(model.ledger.stages, 1) if stage.facts.get("bank") == "sketch"]
     if sketched:
@@ -79,6 +81,17 @@ def model_card(model: Annotator, *, summary: str = "") -> str:
         "- Not for diagnosis.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def inert(text: str) -> str:
+    """A name that comes from data, so that no reader of Markdown takes it for HTML, a link or a border of a table."""
+    return re.sub(r"[<>&|\[\]`!\n\r]", lambda found: f"&#{ord(found[0])};", text)
+
+
+def code(text: str) -> str:
+    """A name between backticks, where Markdown holds all but a backtick and a line break for text."""
+    plain = re.sub(r"[`\n\r|]", " ", text)
+    return f"`{plain}`"
 
 
 def training_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

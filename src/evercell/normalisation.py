@@ -15,10 +15,13 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evercell.errors import CellsError
+from evercell.vetting import check_indices, check_sparse
 
 SAME = 1e-3  # a value this close to a whole number is whole: float noise of a division and a multiplication
 MOST = 0.95  # share of the sampled cells that must agree before values are turned back into counts
 LARGEST_UNIT = 30  # a cell whose smallest count is above this is not turned back exactly
+
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError)  # what readers of broken files raise
 
 # Before normalisation: value -> something proportional to the counts of the cell.
 UNDO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -49,10 +52,60 @@ class Reading:
 
 def csr_block(matrix: Any, start: int, stop: int) -> sp.csr_matrix:
     """Rows of any matrix as a float64 CSR of its own, canonical and without stored zeros."""
-    block = sp.csr_matrix(matrix[start:stop]).astype(np.float64, copy=True)
+    block = read_rows(matrix, start, stop).astype(np.float64, copy=True)
     block.sum_duplicates()
     block.eliminate_zeros()
     return block
+
+
+def read_rows(matrix: Any, start: int, stop: int) -> sp.csr_matrix:
+    """Rows of any matrix as CSR.
+
+    Raises
+    ------
+    CellsError
+        The matrix is in a file, and there they are damaged.
+    """
+    try:
+        rows = sp.csr_matrix(matrix[start:stop])
+        if hasattr(matrix, "group"):
+            check_indices(rows.indices, rows.shape[1], name="the matrix")
+    except UNREADABLE as error:
+        if sp.issparse(matrix) or isinstance(matrix, np.ndarray):
+            raise
+        raise _unreadable(matrix, f"cells {start + 1:,} to {stop:,}", error) from error
+    return rows
+
+
+def read_columns(matrix: Any) -> sp.csc_matrix:
+    """A matrix that its file holds by columns, whole.
+
+    Raises
+    ------
+    CellsError
+        It is damaged.
+    """
+    try:
+        found = matrix.to_memory()
+        check_sparse(found, name="the matrix")
+    except UNREADABLE as error:
+        raise _unreadable(matrix, "its matrix", error) from error
+    return found
+
+
+def _unreadable(matrix: Any, part: str, error: Exception) -> CellsError:
+    what = " ".join(str(error).split()) or type(error).__name__
+    return CellsError(
+        f"{_file_of(matrix)} is damaged or cut off: {part} cannot be read ({what[:200]})",
+        hint="copy or download the file again",
+    )
+
+
+def _file_of(matrix: Any) -> str:
+    """The file that a matrix is in, as messages call it."""
+    group = getattr(matrix, "group", matrix)
+    name = getattr(getattr(group, "file", None), "filename", None) or getattr(getattr(group, "store", None), "root", "")
+    return f"`{name}`" if name else "the file"
 
 
 def called(name: str) -> str:

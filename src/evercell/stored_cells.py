@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evercell.vetting import check_sparse
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -28,6 +30,7 @@ def open_h5ad(path: Path) -> AnnData:
         file.close()
         return read_h5ad(path, backed="r")
     parts = _parts(file)
+    _check_shapes(parts | ({"X": stored(file["X"])} if there(file, "X") else {}))
     if not there(file, "X"):  # AnnData's backed mode needs one
         return AnnData(**parts)
     if "raw" in parts:
@@ -44,8 +47,9 @@ def open_zarr(path: Path) -> AnnData:
     root = zarr.open_group(str(path), mode="r")
     if "encoding-type" not in root.attrs:
         return read_zarr(path)
-    parts = _parts(root)
-    return AnnData(X=stored(root["X"]) if there(root, "X") else None, **parts)
+    parts = _parts(root) | ({"X": stored(root["X"])} if there(root, "X") else {})
+    _check_shapes(parts)
+    return AnnData(**parts)
 
 
 def _parts(root: Any) -> dict[str, Any]:
@@ -60,6 +64,43 @@ def _parts(root: Any) -> dict[str, Any]:
     return parts
 
 
+def sound(adata: AnnData) -> AnnData:
+    """The cells of a file that was read whole, if its sparse matrices can be used.
+
+    Raises
+    ------
+    ValueError
+        The pointers or indices of one do not fit it.
+    """
+    import scipy.sparse as sp
+
+    raw = adata.raw
+    found = {"X": adata.X, "raw/X": None if raw is None else raw.X}
+    for name in ("layers", "obsm", "varm", "obsp", "varp"):
+        found |= {f"{name}/{key}": matrix for key, matrix in getattr(adata, name).items()}
+    for name, matrix in found.items():
+        if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+            check_sparse(matrix, name=f"`{name}`")
+    return adata
+
+
+def _check_shapes(parts: dict[str, Any]) -> None:
+    """Check matrices that stay in the file as AnnData checks those in memory: it believes those in a file."""
+    if missing := [name for name in ("obs", "var") if name not in parts]:
+        raise ValueError(f"there is no `{missing[0]}`")
+    n_cells, n_genes = len(parts["obs"]), len(parts["var"])
+    matrices = {f"layers/{key}": matrix for key, matrix in parts.get("layers", {}).items()}
+    if "X" in parts:
+        matrices["X"] = parts["X"]
+    for name, matrix in matrices.items():
+        if tuple(matrix.shape) != (n_cells, n_genes):
+            shape = " x ".join(map(str, matrix.shape))
+            raise ValueError(f"`{name}` is {shape}, for {n_cells} cells and {n_genes} genes")
+    raw = parts.get("raw")
+    if raw is not None and tuple(raw["X"].shape) != (n_cells, len(raw["var"])):
+        raise ValueError(f"`raw/X` does not fit its {n_cells} cells and {len(raw['var'])} genes")
+
+
 def there(group: Any, name: str) -> bool:
     """Whether a group has an element, and not as a mark that there is none."""
     return name in group and group[name].attrs.get("encoding-type") != "null"
@@ -70,7 +111,9 @@ def stored(element: Any) -> Any:
     from anndata.io import read_elem, sparse_dataset
 
     if element.attrs.get("encoding-type") in ("csr_matrix", "csc_matrix"):
-        return sparse_dataset(element)
+        matrix = sparse_dataset(element)
+        check_sparse(matrix, name=f"`{element.name.strip('/')}`")
+        return matrix
     # Groups have no dtype.
     if len(getattr(element, "shape", ())) > 1 and np.dtype(element.dtype).kind in "biufc":
         return element
@@ -103,4 +146,6 @@ def stored_csr(group: Any, shape: tuple[int, int]) -> Any:
         def attrs(self) -> Attributes:
             return Attributes({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(shape)})
 
-    return sparse_dataset(Described(group.id))
+    matrix = sparse_dataset(Described(group.id))
+    check_sparse(matrix, name=f"`{group.name.strip('/')}`")
+    return matrix

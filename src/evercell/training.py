@@ -68,7 +68,10 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch_size < 1:
-            raise SettingsError(f"samples and batch_size must be at least 1, not {self.samples} and {self.batch_size}")
+            raise SettingsError(
+                f"samples and batch_size must be at least 1, not {self.samples} and {self.batch_size}",
+                hint="pass --samples with a whole number from 1, or leave it out",
+            )
         if self.batches_a_step < 1:
             raise SettingsError(f"batches_a_step must be at least 1, not {self.batches_a_step}")
         if not 0 < self.learning_rate < 1:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import typer
+
+OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Console:
     def result(self, text: str, data: Mapping[str, Any], *, as_json: bool) -> None:
         """What the command was run for: text for people, or one JSON object."""
         try:
-            print(json.dumps(plain(data), ensure_ascii=False) if as_json else text, flush=True)
+            print(visible(json.dumps(plain(data), ensure_ascii=False) if as_json else text), flush=True)
         except BrokenPipeError:
             # The reader (`head`, a pager) has seen enough. Python would complain again when it closes the pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,8 +70,17 @@ class Console:
         from rich.text import Text
 
         # Lines are left as long as they are: a path that was wrapped cannot be copied.
+        text = visible(text)
         line = Text.assemble((head, style), " ", text) if head else Text(text, style)
         Rich(stderr=True, soft_wrap=True, highlight=False).print(line)
+
+
+def visible(text: str) -> str:
+    r"""Text without what a terminal obeys: names of types, genes and files may come from strangers.
+
+    Control characters but line break and tab, and those that turn the direction of writing, are written as ``\\u001b``.
+    """
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def plain(value: Any) -> Any:

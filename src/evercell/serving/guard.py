@@ -32,6 +32,7 @@ OPEN = ("/api/status", "/api/login", "/openapi.json")
 SESSIONS = 1000
 SESSION_SECONDS = 12 * 3600
 ROOM = 1 << 28  # bytes left free on the disk
+LOOK = 1 << 24  # bytes of an upload after which the room is looked at again
 DRAIN_SECONDS = 3.0
 UPLOADS = "/api/jobs"  # the one path whose body may be large; `received` reads it
 MOST_BODY = 16 << 20  # bytes of any other body
@@ -237,6 +238,8 @@ async def received(request: Request, path: Path, settings: ServerSettings) -> in
                 if n_bytes > settings.max_upload:
                     await drained(request)
                     raise too_large
+                if n_bytes // LOOK > (n_bytes - len(part)) // LOOK and shutil.disk_usage(path.parent).free < ROOM:
+                    raise full  # others write too, and not every upload says how long it is
                 spent = time.monotonic() - started
                 if spent > settings.patience and n_bytes < settings.least_rate * spent:
                     raise TimeoutError

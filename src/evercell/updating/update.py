@@ -137,8 +137,7 @@ def update(
     ('acinar', 2)
     """
     settings = settings or UpdateSettings()
-    if bank_size is not None:
-        settings = replace(settings, bank=bank_size)
+    settings = _with_bank(settings, bank_size, tolerance)
     if settings.augmentation is None:
         settings = replace(settings, augmentation=Augmentation(**model.settings.get("augmentation", {})))
     # A transformer that was never trained gives other strategies nothing to hold on to.
@@ -275,6 +274,15 @@ def _gathered(
 def _strategy(name: str) -> type[Strategy]:
     """The strategy of a name; `linear` is in no registry, because it is for models that can be taught by no other."""
     return LinearStrategy if name == LinearStrategy.name else STRATEGIES[name]
+
+
+def _with_bank(settings: UpdateSettings, bank_size: int | None, tolerance: float) -> UpdateSettings:
+    """The settings with a bank of that size; numbers that cannot be are refused before anything is read."""
+    if not 0 <= tolerance <= 1:
+        raise SettingsError(f"the tolerance is {tolerance:g}", hint="pass --tolerance with a share from 0 to 1")
+    if bank_size is not None and bank_size < 0:
+        raise SettingsError(f"the bank cannot hold {bank_size:,} cells", hint="pass --bank-size with a number from 0")
+    return settings if bank_size is None else replace(settings, bank=bank_size)
 
 
 def _first_that_holds(
