@@ -28,7 +28,7 @@ COMMAND = typer.main.get_command(app)
 NAMES = (
     "train", "pretrain", "update", "annotate", "embed", "evaluate", "log", "diff", "revert", "bisect", "verify", "demo",
     "doctor", "discover", "select", "reconcile", "models", "merge", "preprocess", "crossval", "compare", "example",
-    "import", "export", "serve", "explain", "bench", "reproduce",
+    "import", "export", "serve", "explain", "bench", "reproduce", "report",
 )  # fmt: skip
 SIZES = ("members=1", "member_width=8", "n_latents=2", "depth=1", "n_heads=2")
 SMALL = [

@@ -115,7 +115,6 @@ COMMANDS = {
     example: examples("evercell example mouse-lung --output raw", "evercell example pancreas --output studies --json"),
     doctor: examples(
         "evercell doctor",
-        "evercell doctor query.h5ad --model model",
         "evercell doctor annotated.h5ad --model model",
         "evercell doctor query.h5ad --strict --json",
     ),
