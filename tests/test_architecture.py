@@ -15,7 +15,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # A module may import from its own row and from the rows above it; imports between modules of one row make no ring.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("colours", "errors", "plugins", "progress", "threads", "distributed", "engines"),
+    ("colours", "errors", "plugins", "progress", "threads", "distributed", "engines", "locking", "outputs"),
     (
         "gene_names",
         "genes",
@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "normalisation",
         "counts",
         "stored_cells",
+        "h5_files",
         "copying",
         "cells",
         "stored_counts",

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import mmwrite
 
-from evercell.cells import atomic_path, find_counts, read_cells, write_cells, write_table
-from evercell.errors import CellsError
+from evercell.cells import find_counts, read_cells, write_cells, write_table
+from evercell.errors import CellsError, OutputError
+from evercell.outputs import atomic_path
 
 GENES = ["ACTB", "RPL3", "RPS6", "MT-CO1", "CD3E", "TBCE", "TBCE", "CD8A", "GAPDH", "NKG7"]
 IDS = [f"ENSG{j:011d}" for j in range(10)]
@@ -357,7 +358,7 @@ def test_paths_that_cannot_be_written(adata: ad.AnnData, tmp_path: Path) -> None
     with pytest.raises(CellsError, match=r"does not end in \.h5ad or \.zarr"):
         write_cells(adata, tmp_path / "cells.csv")
     for write in (lambda p: write_cells(adata, p), lambda p: write_table(adata.obs, p.with_suffix(".csv"))):
-        with pytest.raises(CellsError, match=r"folder `.*none` of `.*` does not exist"):
+        with pytest.raises(OutputError, match=r"folder `.*none` of `.*` does not exist"):
             write(tmp_path / "none" / "cells.h5ad")
     with pytest.raises(CellsError, match=r"does not end in \.csv or \.tsv"):
         write_table(adata.obs, tmp_path / "t.xlsx")

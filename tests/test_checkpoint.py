@@ -18,7 +18,7 @@ from evercell.annotation import annotate
 from evercell.annotator import Annotator, empty_bank
 from evercell.backbones import BACKBONES
 from evercell.checkpoint import FORMAT_WITH_SETS, load, save
-from evercell.errors import ModelError
+from evercell.errors import ModelError, OutputError
 from evercell.finetuning import quick_settings, train
 from evercell.rejection import REJECTORS
 from evercell.testing import synthetic_cells
@@ -236,7 +236,7 @@ def test_an_empty_folder_may_be_filled(model: Annotator, tmp_path: Path) -> None
 
 
 def test_a_missing_parent_is_told(model: Annotator, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(OutputError, match="does not exist"):
         save(model, tmp_path / "no" / "model")
 
 

@@ -250,7 +250,7 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not (tmp_path / "merged.h5ad").exists()
     left = {one.name for one in tmp_path.iterdir()} - {"first.h5ad", "second.h5ad", "merged.manifest.json"}
-    assert left == {".merged.h5ad.parts"}
+    assert left == {".merged.h5ad.parts", ".merged.h5ad.lock"}  # the lock is free; the next call removes both
 
     seen: list[Path] = []
 

@@ -14,7 +14,7 @@ import pytest
 
 import evercell as ec
 from evercell import checkpoint, registry
-from evercell.errors import ModelError
+from evercell.errors import ModelError, OutputError
 
 CARD = "# Model card\n\nSummary: four made-up types of the pancreas\nSummary: not this one\n"
 
@@ -281,7 +281,7 @@ def test_a_copy_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(shutil, "copyfile", failing)
     for name in ("mine", "other"):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OutputError, match="No space"):
             registry.add(saved, name, overwrite=True)
     assert [one.name for one in folders[1].iterdir()] == ["mine"]
     assert registry.load("mine").fingerprint == model.fingerprint
@@ -310,7 +310,7 @@ def test_exported_as_a_directory(saved: Path, folders: tuple[Path, Path], model:
     Path("data", "x").write_text("")
     with pytest.raises(ModelError, match="`data` is already there, and is no model"):
         registry.export("mine", "data", overwrite=True)
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(OutputError, match="does not exist"):
         registry.export("mine", "no/copy")
 
 

@@ -25,7 +25,7 @@ from evercell.annotator import Annotator
 from evercell.cells import find_counts, read_cells, write_cells, write_table
 from evercell.copying import can_be_extended, extended
 from evercell.counts import Chosen, Counts
-from evercell.errors import CellsError
+from evercell.errors import CellsError, OutputError
 from evercell.labelling import Labeller
 from evercell.merging import merge
 from evercell.streaming import annotated
@@ -362,7 +362,7 @@ def test_one_process_an_output(model: Annotator, folder: Path, tmp_path: Path) -
         return annotated(model, read_cells(path, backed=True), path, tmp_path / "out.csv", shown=False)
 
     with begun() as result:
-        with pytest.raises(CellsError, match="another process is writing"), begun():
+        with pytest.raises(OutputError, match="another process is writing"), begun():
             pass
         assert len(result.obs) == 150 and result.representation.shape[1] > 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from evercell.backbones import Backbone
 from evercell.bank import ExampleBank
 from evercell.celltypes import CellTypes
-from evercell.errors import ModelError
+from evercell.errors import MemoryWarning, ModelError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.label_sets import LabelSets
@@ -28,9 +29,12 @@ from evercell.profiles import ProfileModel
 from evercell.rejection import Outputs, Rejector
 from evercell.sketches import DRAWN, Sketch
 from evercell.threads import threads_of
-from evercell.tokenizers import Tokenizer, View
+from evercell.tokenizers import TokenBatch, Tokenizer, View
 
 EVEN = 0.5  # share of the linear member where both count alike
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError  # of any GPU; never of the CPU
+RAN_OUT = "the memory of the GPU ran out; it goes on with"
+FEWEST = 16  # cells at a time on a GPU that has no room for more
 BATCH = 128  # cells a forward pass; fixed, so that a cell always meets the same arithmetic
 
 
@@ -237,10 +241,39 @@ class Annotator:
         logits = np.zeros((n_cells, self.head.n_types), dtype=np.float32)
         with torch.inference_mode(), threads_of(self.backbone):
             for rows in _batches(np.diff(view.counts.indptr)):
-                states = self.backbone(self.tokenizer.tokenize(view.taken(rows)).to(self.device))
-                representation[rows] = states.float().cpu().numpy()
-                logits[rows] = self.head(states).float().cpu().numpy()
+                representation[rows], logits[rows] = self._passed(self.tokenizer.tokenize(view.taken(rows)), BATCH)
         return representation, logits
+
+    def _passed(self, tokens: TokenBatch, at_once: int) -> tuple[np.ndarray, np.ndarray]:
+        """Representations and logits of a batch, `at_once` cells at a time.
+
+        Where the memory of a GPU runs out, half as many at a time, padded as before, and at last the whole batch on the
+        CPU. Either may change the last bits of a number.
+        """
+        parts = []
+        try:
+            for start in range(0, len(tokens), at_once):
+                states = self.backbone(tokens.taken(slice(start, start + at_once)).to(self.device))
+                parts.append((states.float().cpu().numpy(), self.head(states).float().cpu().numpy()))
+        except OUT_OF_MEMORY:
+            parts = []
+        if parts:
+            representation, logits = map(np.concatenate, zip(*parts, strict=True))
+            return representation, logits
+        # Out of the `except`, which keeps hold of what filled the memory.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if at_once > FEWEST:
+            warnings.warn(f"{RAN_OUT} {at_once // 2} cells at a time", MemoryWarning, stacklevel=2)
+            return self._passed(tokens, at_once // 2)
+        warnings.warn(f"{RAN_OUT} {len(tokens)} cells on the CPU", MemoryWarning, stacklevel=2)
+        return self._on_cpu._passed(tokens, len(tokens))
+
+    @cached_property
+    def _on_cpu(self) -> Annotator:
+        """A copy of the model on the CPU, made once: where a GPU has no room, many batches need it."""
+        cpu = torch.device("cpu")
+        return replace(self, backbone=copy.deepcopy(self.backbone).to(cpu), head=copy.deepcopy(self.head).to(cpu))
 
     def averaged(self, log_proba: np.ndarray, view: View) -> np.ndarray:
         """Log-probabilities of the transformer (B, K), averaged with those of the other members of the same cells."""

@@ -29,8 +29,10 @@ from evercell.engines import check_engine, each
 from evercell.errors import CellsError, EvercellError, ModelError, SettingsError
 from evercell.label_store import PARTS, keep_parts, make_store, stored, write_manifest
 from evercell.labelling import Asked
+from evercell.locking import locked
 from evercell.progress import progress, silenced
 from evercell.registry import find, load
+from evercell.stored_cells import watch
 from evercell.training import choose_device
 
 FACTS = ("species", "counts_source", "counts_transform", "adapted")  # of a file, for the manifest
@@ -154,8 +156,8 @@ def annotate_files(
     job = Job(word, known.fingerprint, asked, key_added, str(folder), apart)
     with ExitStack() as stack:
         files = _files(Path(source), folder)
+        stack.enter_context(locked(folder))
         make_store(folder)
-        streaming._lock(folder / ".lock", stack, store)
         parts = {called: _cut(job, file, called, known, part) for called, file in files.items()}
         names = {one.name for of in parts.values() for one in of}
         keep_parts(folder, names)
@@ -282,7 +284,9 @@ def _labelled(job: Job, part: Part) -> Annotation:
     model, sources, cells = _opened(job, part.file, part.called, part.identity)
     start, stop = part.start, len(cells) if part.stop is None else part.stop
     found = _Cells(start, stop, streaming._fields(model, job.asked))
+    check = watch(part.file)
     streaming._label(sources, found, job.asked)
+    check()
     own = []
     for source in sources:
         first, end = np.searchsorted(source.rows, [start, stop]).tolist()

@@ -6,12 +6,8 @@ import csv
 import glob
 import os
 import re
-import shutil
-import uuid
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +17,16 @@ import scipy.sparse as sp
 
 from evercell.counts import Counts, find_counts, is_transposed
 from evercell.errors import CellsError
+from evercell.h5_files import write_h5ad
+from evercell.outputs import atomic_path
 from evercell.progress import progress
-from evercell.stored_cells import open_h5ad, open_zarr, sound, stored_csr
+from evercell.stored_cells import open_h5ad, open_zarr, sound, stored_csr, watch
 from evercell.vetting import lines_of, vet_hdf5, vet_matrix_market, vet_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Counts", "atomic_path", "find_counts", "read_cells", "write_cells", "write_table"]
+__all__ = ["Counts", "find_counts", "read_cells", "write_cells", "write_table"]
 
 READABLE = ".h5ad, .zarr, .h5 (10x), .loom, .csv, .tsv or .txt (also .gz), or a 10x folder with matrix.mtx"
 TENX = "10x matrix.mtx"
@@ -72,7 +70,9 @@ def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed
         with warnings.catch_warnings():
             # Names that repeat are judged by find_counts, with a message that says what to do.
             warnings.filterwarnings("ignore", message=".*names are not unique")
+            check = watch(path)
             adata = _read(path, kind, backed)
+            check()
     except (CellsError, MemoryError):
         raise
     except Exception as error:  # every format has errors of its own; to the user they are one
@@ -94,7 +94,7 @@ def write_cells(adata: AnnData, path: str | os.PathLike[str]) -> None:
     CellsError
         The suffix is unknown, the folder does not exist, or something in ``adata`` cannot be stored.
     """
-    from anndata.io import write_h5ad, write_zarr
+    from anndata.io import write_zarr
 
     path = Path(path)
     if path.suffix not in (".h5ad", ".zarr"):
@@ -103,9 +103,11 @@ def write_cells(adata: AnnData, path: str | os.PathLike[str]) -> None:
         warnings.filterwarnings("ignore", message="Writing zarr v2")  # every reader of AnnData reads it
         try:
             if path.suffix == ".h5ad":
-                write_h5ad(unfinished, adata, compression="gzip", convert_strings_to_categoricals=False)
+                write_h5ad(unfinished, adata, compression="gzip")
             else:
                 write_zarr(unfinished, adata, convert_strings_to_categoricals=False)
+        except MemoryError:
+            raise
         except Exception as error:
             raise CellsError(f"`{path}` cannot be written: {error}") from error
 
@@ -141,40 +143,6 @@ def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
 
     columns = {name: harmless(frame[name]) for name in frame.columns if frame[name].dtype.kind not in "biufc"}
     return frame.assign(**columns) if frame.columns.is_unique else frame
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or a folder to, renamed when the block ends, removed when it fails.
-
-    A file is replaced in one step. A folder that exists cannot be: it is set aside, and put back if the renaming fails.
-
-    Raises
-    ------
-    CellsError
-        The folder to write in does not exist or cannot be written to.
-    """
-    target = Path(os.path.realpath(path))  # a link stays a link
-    if not target.parent.is_dir():
-        raise CellsError(f"the folder `{target.parent}` of `{path}` does not exist", hint="make the folder first")
-    if not os.access(target.parent, os.W_OK):
-        raise CellsError(f"the folder `{target.parent}` of `{path}` cannot be written to", hint="choose another output")
-    token = uuid.uuid4().hex[:8]
-    unfinished = target.with_name(f".{token}.{target.name}")  # the suffix stays: writers choose by it
-    aside = target.with_name(f".{token}.old.{target.name}")
-    try:
-        yield unfinished
-        if target.exists() and (target.is_dir() or unfinished.is_dir()):
-            target.rename(aside)
-        unfinished.replace(target)
-    finally:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        for left in (unfinished, aside):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
 
 
 def _suffix(path: Path) -> str:

@@ -26,14 +26,16 @@ from evercell import __version__
 from evercell.annotator import EVEN, Annotator
 from evercell.backbones import BACKBONES
 from evercell.bank import ExampleBank
-from evercell.cells import atomic_path
 from evercell.celltypes import CellTypes
-from evercell.errors import CellsError, EvercellError, ModelError
+from evercell.errors import EvercellError, ModelError
 from evercell.genes import GeneVocabulary
+from evercell.h5_files import write_h5ad
 from evercell.heads import GrowingHead
 from evercell.label_sets import LabelSets
 from evercell.ledger import Ledger
 from evercell.linear import LinearModel
+from evercell.locking import PATIENCE, locked
+from evercell.outputs import atomic_path, check_folder, check_model_output, is_model, put_back
 from evercell.profiles import ProfileModel
 from evercell.rejection import REJECTORS
 from evercell.sketches import Sketch
@@ -79,27 +81,22 @@ def save(
     Raises
     ------
     ModelError
-        If something other than an empty folder is at `path` (a model may be replaced), or its parent is not there.
+        If something other than an empty folder is at `path` (a model may be replaced), or `previous` is not the model
+        that this one was made from.
+    OutputError
+        If it cannot be written there, or another process writes it.
     """
     path = Path(path)
-    model_there = is_model(path)
-    if path.exists() and not (model_there and overwrite) and not (path.is_dir() and not any(path.iterdir())):
-        hint = "choose another --output" + (", or pass --overwrite to replace the model" if model_there else "")
-        raise ModelError(f"`{path}` is already there", hint=hint)
-    try:
+    check_model_output(path, overwrite=overwrite)
+    check_folder(path)
+    with locked(path, patience=PATIENCE, again=True):
+        check_model_output(path, overwrite=overwrite)
         with atomic_path(path) as folder:
             folder.mkdir()
             _write(annotator, folder, card)
             if previous is not None:
-                _keep_stages(Path(previous), folder, below=len(annotator.ledger))
-    except CellsError as error:  # where a model is written, the user reads of a model
-        raise ModelError(error.message, hint=error.hint) from error
+                _keep_stages(Path(previous), folder, annotator.ledger)
     return path
-
-
-def is_model(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a model directory."""
-    return (Path(path) / "annotator.json").is_file()
 
 
 def stages_kept(path: str | os.PathLike[str]) -> list[int]:
@@ -150,9 +147,15 @@ def revert(
     return then
 
 
-def _keep_stages(previous: Path, folder: Path, *, below: int) -> None:
-    """Copy a model and the stages that it keeps into the ``stages`` of another, those before stage `below`."""
-    own = len(load(previous).ledger)
+def _keep_stages(previous: Path, folder: Path, ledger: Ledger) -> None:
+    """Copy a model and the stages that it keeps into the ``stages`` of another, those before its last stage."""
+    before, below = load(previous).ledger, len(ledger)
+    own = len(before)
+    if 0 < own < below and ledger.stages[own - 1].digest != before.head:
+        raise ModelError(
+            f"the model `{previous}` has changed since this one was made from it: stage {own} is another",
+            hint="run the update again, with the model as it is now",
+        )
     sources = {stage: previous / STAGES / str(stage) for stage in stages_kept(previous)} | {own: previous}
     for stage, source in sources.items():
         if stage < below:
@@ -220,7 +223,7 @@ def _write_bank(bank: ExampleBank, annotator: Annotator, path: Path) -> None:
     )
     var = pd.DataFrame({"symbol": list(annotator.vocabulary.symbols)}, index=list(annotator.vocabulary.names))
     stored = ad.AnnData(counts, obs=obs, var=var, varm={"measured": bank.measured.T.copy()})
-    stored.write_h5ad(path, compression="gzip")
+    write_h5ad(path, stored, compression="gzip")
 
 
 def _digest(path: Path) -> str:
@@ -243,6 +246,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
         If the directory is no model, is damaged, or was written by a newer version.
     """
     folder = Path(path)
+    put_back(folder)
     if not folder.is_dir():
         raise ModelError(f"there is no model at `{folder}`", hint="`evercell train` makes one")
     description = _description(folder)

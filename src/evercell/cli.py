@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +32,8 @@ from evercell.commands import (
 )
 from evercell.commands.console import Console
 from evercell.distributed import started
-from evercell.errors import EvercellError, GateError, SettingsError
+from evercell.errors import EvercellError, GateError, MemoryWarning, SettingsError
+from evercell.outputs import FULL, REFUSED
 from evercell.progress import silenced
 
 ANYWHERE = ("--quiet", "--verbose", "--debug")
@@ -42,6 +42,11 @@ THREADS = "--threads"
 
 OWN_THREADS = ("bench",)
 """Commands with such an option of their own."""
+
+STORE = "pass --store FOLDER: counts are then kept in files there"
+PARTS = "give an .h5ad and write an .h5ad or .csv: it is then read in parts; with --workers, give fewer"
+LESS_MEMORY = {"train": STORE, "update": STORE, "pretrain": STORE, "annotate": PARTS}
+"""What a command can do where memory is short."""
 
 SHARED = ("train", "pretrain")
 """Commands that processes started by torchrun share."""
@@ -118,6 +123,8 @@ def _common(
     # Docstring-less on purpose: the help text of the program is that of `app`.
     context.obj = Console(quiet=quiet, verbose=verbose)
     warnings.simplefilter("default" if debug else "ignore")  # of the libraries: nothing a user can act on
+    warnings.simplefilter("once", MemoryWarning)
+    warnings.showwarning = _shown_by(context.obj)
     if context.invoked_subcommand not in (None, *SHARED) and started().size > 1:
         raise SettingsError(
             f"`{context.invoked_subcommand}` runs in one process; torchrun started {started().size}",
@@ -158,13 +165,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in common:
             traceback.print_exc()
-        return _failed(error, console)
+        return _failed(error, console, next((word for word in rest if word[:1] != "-"), ""))
     if code == 130:
         console.note("stopped")
     return code if isinstance(code, int) else 0
 
 
-def _failed(error: Exception, console: Console) -> int:
+def _shown_by(console: Console) -> Callable[..., None]:
+    """How warnings are shown: ours as all that a command says."""
+    libraries = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+        if issubclass(category, MemoryWarning):
+            console.warning(str(message))
+        else:
+            libraries(message, category, *where, **how)
+
+    return show
+
+
+def _failed(error: Exception, console: Console, command: str) -> int:
     """Say what went wrong in a line and how to mend it; returns the exit code."""
     if isinstance(error, EvercellError):
         console.error(error.message, error.hint)
@@ -174,10 +194,14 @@ def _failed(error: Exception, console: Console) -> int:
         console.error(error.format_message(), f"`{where} --help` shows how it is used")
         return 2
     what = " ".join(str(error).split())[:500]
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-        console.error(f"memory ran out: {what}", "give fewer cells at a time, or --device cpu if a GPU was used")
-        return 3
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+    if "OutOfMemory" in type(error).__name__:
+        console.error(f"the memory of the GPU ran out: {what}", "pass --device cpu, or give fewer cells at a time")
+        return 2
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in what:
+        mend = LESS_MEMORY.get(command, "give fewer cells at a time")
+        console.error(f"memory ran out: {what}".removesuffix(": "), f"{mend}, or use a machine with more memory")
+        return 2
+    if isinstance(error, OSError) and error.errno in (*FULL, *REFUSED):
         console.error(what, "choose another folder, or make room in this one")
         return 2
     console.error(f"{type(error).__name__}: {what}", "this is a bug: run it again with --debug and report what it says")

@@ -10,15 +10,17 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evercell.cells import atomic_path
 from evercell.errors import CellsError
+from evercell.h5_files import h5_file
+from evercell.outputs import atomic_path
 from evercell.progress import progress
-from evercell.stored_cells import there
+from evercell.stored_cells import there, watch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +52,7 @@ def extended(
     obs: pd.DataFrame,
     obsm: Mapping[str, np.ndarray],
     uns: Mapping[str, Any],
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Copy a file of cells with another table of cells, and further arrays and facts.
 
@@ -65,29 +68,34 @@ def extended(
         Arrays (B, any), which may be mapped from files: written a part at a time.
     uns
         Added to what is there; what has the same name is replaced.
+    check
+        Called before the output appears: that `source` is still what `obs` was made of (see `stored_cells.watch`); by
+        default, that it is what it was when the copy began.
 
     Raises
     ------
     CellsError
-        The folder of `output` does not exist, or something cannot be stored.
+        `source` changes meanwhile, or something cannot be stored.
+    OutputError
+        `output` cannot be written.
     """
     source, output = Path(source), Path(output)
+    check = check or watch(source)
+    check()
     root = _opened(source)
     with atomic_path(output) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*zarr v2")
         try:
             same = source.suffix == output.suffix
-            made = _made(unfinished, like=root if same else None)
-            try:
+            with _made(unfinished, like=root if same else None) as made:
                 _fill(root, made, _copier(source, unfinished) if same else _converted, obs, obsm, uns)
-            finally:
-                _close(made)
         except (CellsError, MemoryError):
             raise
         except Exception as error:
             raise CellsError(f"`{output}` cannot be written: {error}") from error
         finally:
             _close(root)
+        check()
 
 
 def _opened(path: Path) -> Any:
@@ -100,22 +108,22 @@ def _opened(path: Path) -> Any:
     return zarr.open_group(str(path), mode="r")
 
 
-def _made(path: Path, like: Any) -> Any:
+@contextmanager
+def _made(path: Path, like: Any) -> Iterator[Any]:
     """An empty file of cells; of ``.zarr`` in the format of `like`, whose arrays it is to hold."""
-    if path.suffix == ".h5ad":
-        import h5py
+    with ExitStack() as stack:
+        if path.suffix == ".h5ad":
+            root: Any = stack.enter_context(h5_file(path))
+        else:
+            import zarr
 
-        root = h5py.File(path, "w")
-    else:
-        import zarr
-
-        # As AnnData writes them, which is format 2 with every version of the zarr package so far.
-        options: dict[str, Any] = {}
-        if hasattr(zarr.Group, "metadata"):
-            options["zarr_format"] = 2 if like is None else like.metadata.zarr_format
-        root = zarr.open_group(str(path), mode="w", **options)
-    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    return root
+            # As AnnData writes them, which is format 2 with every version of the zarr package so far.
+            options: dict[str, Any] = {}
+            if hasattr(zarr.Group, "metadata"):
+                options["zarr_format"] = 2 if like is None else like.metadata.zarr_format
+            root = zarr.open_group(str(path), mode="w", **options)
+        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        yield root
 
 
 def _close(root: Any) -> None:

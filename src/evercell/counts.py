@@ -88,9 +88,10 @@ class Counts:
         Raises
         ------
         CellsError
-            A value is missing, negative or not a count, or a cell is empty although empty cells were not allowed.
+            A value is missing, negative or not a count, or a cell is empty although empty cells were not allowed; or
+            the file is damaged there.
         """
-        block = csr_block(self._matrix, start, stop)
+        block = _block(self._matrix, start, stop, self._name)
         cells = self.cells[start:stop]
         check_finite(block, cells, self.genes.index, self._name)
         if not self._keep_empty:
@@ -388,13 +389,13 @@ def _read_values(adata: AnnData, matrix: Any, var: pd.DataFrame, *, name: str) -
     cells, genes = adata.obs_names, var.index
     if matrix.dtype.kind not in "buif":
         raise CellsError(f"{called(name)} does not hold counts: its values are of type {matrix.dtype}, not numbers")
-    sample, rows = _sample(matrix)
+    sample, rows = _sample(matrix, name)
     check_finite(sample, cells[rows], genes, name)
     reading = judge(sample, cells[rows], genes, name)
     if not (sp.issparse(matrix) or isinstance(matrix, np.ndarray)):
         return reading
     for start in range(0, matrix.shape[0], ROWS):
-        block, block_cells = csr_block(matrix, start, start + ROWS), cells[start : start + ROWS]
+        block, block_cells = _block(matrix, start, start + ROWS, name), cells[start : start + ROWS]
         check_finite(block, block_cells, genes, name)
         check_one_kind(block, reading, block_cells, name)
         if reading.undo is None and not reading.expected:
@@ -414,12 +415,24 @@ def _judged_again(block: sp.csr_matrix, cells: pd.Index, genes: pd.Index, name: 
     return reading
 
 
-def _sample(matrix: Any) -> tuple[sp.csr_matrix, np.ndarray]:
+def _sample(matrix: Any, name: str) -> tuple[sp.csr_matrix, np.ndarray]:
     """Up to ``SAMPLED`` rows in eight runs spread over the file, because neighbours are cheap to read together."""
     n = matrix.shape[0]
     if n <= SAMPLED:
-        return csr_block(matrix, 0, n), np.arange(n)
+        return _block(matrix, 0, n, name), np.arange(n)
     run = SAMPLED // 8
     starts = np.linspace(0, n - run, 8).astype(int)
-    blocks = [csr_block(matrix, int(start), int(start) + run) for start in starts]
+    blocks = [_block(matrix, int(start), int(start) + run, name) for start in starts]
     return sp.vstack(blocks, format="csr"), np.concatenate([np.arange(s, s + run) for s in starts])
+
+
+def _block(matrix: Any, start: int, stop: int, name: str) -> sp.csr_matrix:
+    """Rows of a matrix, which may lie in a file that is damaged there: opening it looks at its beginning only."""
+    try:
+        return csr_block(matrix, start, stop)
+    except OSError as error:
+        what = " ".join(str(error).split())[:200]
+        raise CellsError(
+            f"{called(name)} cannot be read from cell {start + 1:,} on: it is damaged, or has just changed ({what})",
+            hint="copy or download the file again",
+        ) from error

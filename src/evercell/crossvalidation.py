@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from evercell.annotation import annotate
-from evercell.cells import atomic_path, write_table
+from evercell.cells import write_table
 from evercell.celltypes import CellTypes
 from evercell.comparison import METHODS, Prediction, Query, Reference
 from evercell.errors import CellsError, LabelsError
@@ -24,6 +24,7 @@ from evercell.evaluation import Evaluation, evaluate
 from evercell.finetuning import ModelSettings, settings_for, train
 from evercell.folds import Folds, make_folds, twins_of
 from evercell.labels import listed
+from evercell.outputs import atomic_path
 from evercell.progress import progress
 from evercell.training_cells import Study, TrainingCells, describe, gather, read_studies, vocabulary_of
 

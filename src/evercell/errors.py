@@ -39,8 +39,16 @@ class ModelError(EvercellError):
     """A model directory is missing, damaged, or of a format that cannot be read."""
 
 
+class OutputError(EvercellError):
+    """An output cannot be written: no folder, no room, no permission, or another process is writing it."""
+
+
 class SettingsError(EvercellError):
     """A setting has a value that cannot be used."""
+
+
+class MemoryWarning(UserWarning):
+    """Memory ran out, and the work goes on in a slower way."""
 
 
 class GateError(EvercellError):

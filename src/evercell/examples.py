@@ -98,7 +98,7 @@ def copy_examples(name: str, folder: Path) -> list[Path]:
     CellsError
         If the folder cannot be made.
     """
-    from evercell.cells import atomic_path
+    from evercell.outputs import atomic_path
 
     if name not in SETS:
         raise SettingsError(f"there are no examples `{name}`", hint=f"choose one of: {', '.join(SETS)}")

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from evercell import __version__
 from evercell.annotator import Annotator
 from evercell.backbones.latent import LatentBackbone
-from evercell.cells import atomic_path
 from evercell.errors import ModelError, SettingsError
+from evercell.outputs import atomic_path
 from evercell.profiles import LEAST, NEVER
 from evercell.tokenizers import TokenBatch
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from evercell.cells import atomic_path
 from evercell.errors import CellsError
+from evercell.outputs import atomic_path
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,13 @@ from scipy.sparse import csr_matrix
 
 from evercell import __version__
 from evercell.cell_tables import joined_obs, with_table
-from evercell.cells import READABLE, atomic_path, write_table
+from evercell.cells import READABLE, write_table
 from evercell.duplicates import ONE_CELL, Duplicates, find_duplicates
 from evercell.errors import CellsError, EvercellError, GenesError, SettingsError
 from evercell.genes import GeneVocabulary, brought_over
+from evercell.h5_files import h5_file, write_tables
+from evercell.locking import locked
+from evercell.outputs import atomic_path, check_folder, full_disk_told, remove_whole
 from evercell.progress import progress
 from evercell.sources import (
     MEASURED,
@@ -130,18 +134,22 @@ def merge(
     _check(paths, output, genes, duplicates, names)
     target = Path(os.path.realpath(output))
     folder = target.with_name(f".{target.name}.parts")
-    try:
-        folder.mkdir(exist_ok=True)
-        sources = read_sources(paths, folder, names, layer=layer, species=species, column=gene_column, shown=shown)
-        told: list[str] = []
-        if cells is not None:
-            sources, told = with_table(sources, cells)
-        read_as = [layer, species, gene_column]
-        found = _merged(sources, (output, folder), genes, duplicates, batch, read_as, told, shown)
-    except EvercellError:  # this call would fail again: nothing of it is of use
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+    with locked(output):
+        try:
+            with full_disk_told(output, folder):
+                folder.mkdir(exist_ok=True)
+                sources = read_sources(
+                    paths, folder, names, layer=layer, species=species, column=gene_column, shown=shown
+                )
+                told: list[str] = []
+                if cells is not None:
+                    sources, told = with_table(sources, cells)
+                read_as = [layer, species, gene_column]
+                found = _merged(sources, (output, folder), genes, duplicates, batch, read_as, told, shown)
+        except EvercellError:  # this call would fail again: nothing of it is of use
+            remove_whole(folder)
+            raise
+        remove_whole(folder)
     return found
 
 
@@ -154,8 +162,7 @@ def _check(paths: list[Path], output: Path, genes: str, duplicates: str, names: 
     """Everything that can be said before a file is read."""
     if output.suffix not in SUFFIXES:
         raise CellsError(f"`{output}` does not end in .h5ad or .zarr", hint="give the output one of these suffixes")
-    if not Path(os.path.realpath(output)).parent.is_dir():
-        raise CellsError(f"the folder of `{output}` does not exist", hint="make the folder first")
+    check_folder(output)
     if genes not in ("union", "intersection"):
         raise SettingsError(f"genes is `{genes}`", hint="pass --genes union or --genes intersection")
     if duplicates not in ("drop", "keep", "error"):
@@ -236,12 +243,13 @@ def _merged(
         _write(half, blocks, obs=obs, var=var, measured=measured, uns=uns, wide=n_values >= 2**31, step=step)
     with atomic_path(output) as unfinished:
         half.rename(unfinished)
-    table = beside(output, ".duplicates.csv")
-    table.unlink(missing_ok=True)
-    if len(twice.table):
-        write_table(twice.table.set_index("kind"), table)
-    with atomic_path(beside(output, ".manifest.json")) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+        # Before the file itself appears: where it is new, the others are.
+        table = beside(output, ".duplicates.csv")
+        table.unlink(missing_ok=True)
+        if len(twice.table):
+            write_table(twice.table.set_index("kind"), table)
+        with atomic_path(beside(output, ".manifest.json")) as manifest_file:
+            manifest_file.write_text(text + "\n", encoding="utf-8")
     return Merge(output, manifest, twice.table)
 
 
@@ -329,37 +337,31 @@ def _write(
     import warnings
 
     from anndata import AnnData
-    from anndata.io import sparse_dataset, write_elem, write_h5ad, write_zarr
+    from anndata.io import sparse_dataset, write_elem, write_zarr
 
     settings: dict[str, Any] = {"chunks": (STORED,), "indptr_dtype": np.dtype(np.int64 if wide else np.int32)}
     tables = AnnData(obs=obs, var=var, varm={MEASURED: measured}, uns=uns)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
         if path.suffix == ".h5ad":
-            import h5py
-
-            write_h5ad(path, tables, compression="gzip", convert_strings_to_categoricals=False)
-            store = h5py.File(path, "r+")
+            store: Any = stack.enter_context(h5_file(path))
+            write_tables(store, tables, compression="gzip")
             settings["compression"] = "gzip"
         else:
             import zarr
 
             write_zarr(path, tables, convert_strings_to_categoricals=False)
             store = zarr.open_group(str(path), mode="r+", use_consolidated=False)
-        try:
-            if "X" in store:
-                del store["X"]
-            done, matrix = 0, None
-            for block in blocks:
-                if matrix is None:
-                    write_elem(store, "X", block, dataset_kwargs=settings)
-                    matrix = sparse_dataset(store["X"])
-                else:
-                    matrix.append(block)
-                done += block.shape[0]
-                step(done, len(obs), None)
-        finally:
-            if path.suffix == ".h5ad":
-                store.close()
+        if "X" in store:
+            del store["X"]
+        done, matrix = 0, None
+        for block in blocks:
+            if matrix is None:
+                write_elem(store, "X", block, dataset_kwargs=settings)
+                matrix = sparse_dataset(store["X"])
+            else:
+                matrix.append(block)
+            done += block.shape[0]
+            step(done, len(obs), None)
         if path.suffix == ".zarr":
             zarr.consolidate_metadata(store.store)

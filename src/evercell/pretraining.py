@@ -27,11 +27,11 @@ from evercell import distributed
 from evercell.annotator import Annotator
 from evercell.augmentation import Augmentation
 from evercell.backbones import BACKBONES, Backbone
-from evercell.cells import atomic_path
 from evercell.errors import ModelError, SettingsError
 from evercell.genes import GeneVocabulary
 from evercell.heads import GrowingHead
 from evercell.ledger import Ledger
+from evercell.outputs import atomic_path
 from evercell.pretraining_cells import PretrainingCells, gathered, shared_vocabulary
 from evercell.pretraining_objective import TERMS, Objective, validation
 from evercell.pretraining_studies import PretrainingStudy, read_for_pretraining, split_studies

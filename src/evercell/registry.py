@@ -24,10 +24,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from evercell.errors import CellsError, ModelError
+from evercell.errors import ModelError
+from evercell.locking import PATIENCE, locked
+from evercell.outputs import atomic_path, check_model_output, is_model
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ AUTO = "auto"
 """Word in place of a name that has the model chosen (see `choosing`); no model can have it for a name."""
 
 PACKAGED = Path(__file__).parent / "models"
+UNPACKED = ".unpacked"  # in the user's own folder, while a zip is taken in
 SUMMARY = "Summary: "  # begins the line of a model card that lists show
 Source = Literal["packaged", "own", "directory"]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a leading dot would hide the folder, a leading dash be an option
@@ -149,7 +151,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     """
     path, word = Path(name), str(name)
     named = _named(PACKAGED) | _named(own_folder())
-    if path.is_dir() and (_is_model(path) or word not in named):
+    if path.is_dir() and (is_model(path) or word not in named):
         return path
     if word in named:
         return named[word]
@@ -248,16 +250,18 @@ def add(directory: str | os.PathLike[str], name: str | None = None, *, overwrite
     ------
     ModelError
         If it is no model, or the name cannot be used or is taken.
+    OutputError
+        If it cannot be written there, or another process writes it.
     """
     from evercell import checkpoint
 
     given = Path(directory)
     if given.is_file() and given.suffix.lower() == ".zip":
-        with TemporaryDirectory(prefix=".", dir=_made(own_folder())) as folder:
+        with _room(_made(own_folder()) / UNPACKED) as folder:
             try:
-                return add(_unpacked(given, Path(folder)), name, overwrite=overwrite)
+                return add(_unpacked(given, folder), name, overwrite=overwrite)
             except ModelError as error:  # of a folder that the user has never seen
-                raise ModelError(error.message.replace(folder, str(given)), hint=error.hint) from error
+                raise ModelError(error.message.replace(str(folder), str(given)), hint=error.hint) from error
     source = find(directory)
     if name is None:
         name = Path(os.path.abspath(source)).name
@@ -268,7 +272,7 @@ def add(directory: str | os.PathLike[str], name: str | None = None, *, overwrite
             hint="name it with --name: letters, digits, `_`, and, but not first, `-` and `.`",
         )
     target = own_folder() / name
-    if not overwrite and _is_model(target):
+    if not overwrite and is_model(target):
         raise ModelError(
             f"you have a model `{name}` already, in `{target}`",
             hint="choose another --name, or pass --overwrite to replace it",
@@ -278,12 +282,13 @@ def add(directory: str | os.PathLike[str], name: str | None = None, *, overwrite
             f"`{name}` is the name of a model that comes with evercell, which yours would hide",
             hint="choose another --name, or pass --overwrite: the name then leads to yours, and the other stays",
         )
-    _check_free(target, overwrite=overwrite, mend="choose another --name")
+    check_model_output(target, overwrite=overwrite, mend="choose another --name")
     checkpoint.load(source)
-    files = _files(source)
     _made(own_folder())
-    with _whole(target) as unfinished:
-        _copy(source, files, unfinished)
+    with locked(target, patience=PATIENCE):
+        check_model_output(target, overwrite=overwrite, mend="choose another --name")
+        with atomic_path(target) as unfinished:
+            _copy(source, _files(source), unfinished)
     return describe(target)
 
 
@@ -312,10 +317,10 @@ def export(name: str | os.PathLike[str], output: str | os.PathLike[str], *, over
     if zipped and output.exists() and not (overwrite and output.is_file()):
         raise ModelError(f"`{output}` is already there", hint="choose another --output, or pass --overwrite")
     if not zipped:
-        _check_free(output, overwrite=overwrite, mend="choose another --output")
+        check_model_output(output, overwrite=overwrite)
     checkpoint.load(source)
     files = _files(source)
-    with _whole(output) as unfinished:
+    with atomic_path(output) as unfinished:
         if zipped:
             _zip(source, files, unfinished)
         else:
@@ -323,15 +328,11 @@ def export(name: str | os.PathLike[str], output: str | os.PathLike[str], *, over
     return output
 
 
-def _is_model(path: Path) -> bool:
-    return (path / "annotator.json").is_file()  # `checkpoint.is_model`, without its imports
-
-
 def _named(folder: Path) -> dict[str, Path]:
     """The models of one of the two folders: name -> directory."""
     if not folder.is_dir():
         return {}
-    return {one.name: one for one in folder.iterdir() if _NAME.fullmatch(one.name) and _is_model(one)}
+    return {one.name: one for one in folder.iterdir() if _NAME.fullmatch(one.name) and is_model(one)}
 
 
 def _near(word: str, names: Sequence[str]) -> list[str]:
@@ -372,6 +373,18 @@ def _zip(source: Path, files: Sequence[Path], target: Path) -> None:
                 shutil.copyfileobj(content, written)
 
 
+@contextmanager
+def _room(folder: Path) -> Iterator[Path]:
+    """An empty folder for one process at a time; what a killed one left in it goes."""
+    with locked(folder, patience=PATIENCE):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _unpacked(file: Path, folder: Path) -> Path:
     """The model of a zip, unpacked into an empty folder.
 
@@ -405,15 +418,6 @@ def _unpacked(file: Path, folder: Path) -> Path:
     return folder / entries[0].filename.split("/")[0]
 
 
-def _check_free(path: Path, *, overwrite: bool, mend: str) -> None:
-    """Whether a model directory may be written: as `checkpoint.save` asks."""
-    there = _is_model(path)
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not (there and overwrite) and not empty:
-        what, also = ("", ", or pass --overwrite to replace the model") if there else (", and is no model", "")
-        raise ModelError(f"`{path}` is already there{what}", hint=f"{mend}{also}")
-
-
 def _made(folder: Path) -> Path:
     """A folder, made if it is not there."""
     try:
@@ -424,15 +428,3 @@ def _made(folder: Path) -> Path:
             hint="set EVERCELL_MODELS to a folder that you may write in",
         ) from error
     return folder
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """`cells.atomic_path`, whose errors speak of cells: here the user reads of a model."""
-    from evercell.cells import atomic_path
-
-    try:
-        with atomic_path(path) as unfinished:
-            yield unfinished
-    except CellsError as error:
-        raise ModelError(error.message, hint=error.hint) from error

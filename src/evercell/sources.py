@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from evercell.cells import Counts, atomic_path, find_counts, read_cells
+from evercell.cells import Counts, find_counts, read_cells
 from evercell.errors import CellsError
 from evercell.gene_names import CanonicalGenes, orthologue_table
 from evercell.genes import GeneVocabulary, brought_over, canonical_genes
+from evercell.h5_files import write_h5ad
+from evercell.outputs import atomic_path
 from evercell.progress import progress
 
 if TYPE_CHECKING:
@@ -291,12 +293,17 @@ def stored_sources(
     bool
         Whether the file was read now.
     """
-    place = folder / _digest(path, [FORMAT, layer, species, column])
+    settings = [FORMAT, layer, species, column]
+    place = folder / _digest(path, settings)
     fresh = not place.is_dir()
     if fresh:
         with atomic_path(place) as unfinished:
             unfinished.mkdir()
             _bring_over(path, unfinished, layer, species, column)
+            if folder / _digest(path, settings) != place:
+                raise CellsError(
+                    f"`{path}` has changed while it was read", hint="wait until it is written, then run it again"
+                )
     return [_opened(one, path) for one in sorted(place.iterdir())], fresh
 
 
@@ -329,7 +336,6 @@ def _store(
     adata: AnnData, counts: Counts, part: Part, place: Path, path: Path, species: str, column: str | None
 ) -> None:
     from anndata import AnnData as Cells
-    from anndata.io import write_h5ad
 
     kept = part.genes_of(counts, name=str(path))
     table = counts.genes[kept]
@@ -358,7 +364,7 @@ def _store(
         obs = obs.drop(columns=[SOURCE, BARCODE], errors="ignore").dropna(axis=1, how="all")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write_h5ad(place / "obs.h5ad", Cells(obs=_plain(obs)), convert_strings_to_categoricals=False)
+        write_h5ad(place / "obs.h5ad", Cells(obs=_plain(obs)))
     facts = {
         "within": part.name,
         "cells": len(part.rows),

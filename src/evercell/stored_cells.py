@@ -5,11 +5,14 @@ AnnData's own backed mode leaves only ``X`` and ``raw`` in an ``.h5ad``; layers 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evercell.errors import CellsError
 from evercell.vetting import check_sparse
 
 if TYPE_CHECKING:
@@ -17,6 +20,36 @@ if TYPE_CHECKING:
 
 OF_CELLS = ("layers", "obsm", "obsp")  # groups of matrices that grow with the cells
 OTHERS = ("obs", "var", "uns", "varm", "varp")
+
+
+def file_facts(path: Path) -> list[tuple[str, int, int]]:
+    """Path, size and time of a file, or of all files of a ``.zarr``: they tell whether it has changed."""
+    inside = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    found = []
+    for one in inside:
+        try:
+            state = one.stat()
+        except OSError:  # gone: a change too
+            continue
+        found.append((str(one), state.st_size, state.st_mtime_ns))
+    return found
+
+
+def watch(path: str | os.PathLike[str]) -> Callable[[], None]:
+    """Give a check that a file is as it is now; to be called when it was read, before anything made of it is written.
+
+    The check raises a `CellsError`. Of a folder with a 10x matrix, where other files may come and go, it asks nothing.
+    """
+    path = Path(path)
+    before = file_facts(path) if path.suffix == ".zarr" or path.is_file() else None
+
+    def check() -> None:
+        if before is not None and file_facts(path) != before:
+            raise CellsError(
+                f"`{path}` has changed while it was read", hint="wait until it is written, then run the same call again"
+            )
+
+    return check
 
 
 def open_h5ad(path: Path) -> AnnData:

@@ -17,6 +17,8 @@ from scipy.sparse import csr_matrix, vstack
 
 from evercell import distributed
 from evercell.errors import CellsError
+from evercell.locking import temporary_folder
+from evercell.outputs import full_disk_told
 
 BLOCK = 1 << 22  # values counted at a time
 ROWS = 4096  # cells read at a time
@@ -217,5 +219,5 @@ def room_in(store: Path | None) -> Iterator[Path | None]:
     if distributed.here().local_rank > 0:
         yield Path(distributed.of_machine(""))
         return
-    with tempfile.TemporaryDirectory(prefix="evercell-", dir=store, ignore_cleanup_errors=True) as place:
-        yield Path(distributed.of_machine(place))
+    with full_disk_told(store), temporary_folder(store, "evercell-") as place:
+        yield Path(distributed.of_machine(str(place)))

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,14 @@ from evercell.annotation import (
 )
 from evercell.annotator import Annotator
 from evercell.cells import find_counts
-from evercell.errors import CellsError, EvercellError, ModelError
+from evercell.errors import EvercellError, ModelError
 from evercell.labelling import Asked, Labeller, Verdicts, joined_info, table
+from evercell.locking import locked
 from evercell.majority import clusters_in, made_clusters
+from evercell.outputs import check_folder, full_disk_told
 from evercell.progress import progress
 from evercell.sources import parts_of, unmerged
+from evercell.stored_cells import file_facts, watch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +146,9 @@ def annotated(
         shapes |= {"representation": ("<f4", model.backbone.width), "probabilities": ("<f4", len(model.types))}
     identity = _identity(file, model, asdict(replace(asked, shown=None, chunk=0)))
     with _journal(output, identity, shapes, query.n_obs) as journal:
+        check = watch(file)
         _label(sources, journal, asked)
+        check()
         result = _result(model, sources, journal, query.obs_names, key_added)
         if unknown_q:
             _add_p_values(sources, journal, result, key_added)
@@ -254,9 +259,8 @@ def _add_p_values(sources: list[_Source], journal: _Journal, result: Annotation,
 def _identity(file: str | os.PathLike[str], model: Annotator, options: Mapping[str, Any]) -> str:
     """SHA-256 of what a result depends on: the file by its sizes and times, the model, the options."""
     path = Path(file).resolve()
-    inside = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    facts = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in inside if one.exists()]
-    text = json.dumps([str(path), facts, model.fingerprint, __version__, options], sort_keys=True, default=str)
+    facts = [str(path), file_facts(path), model.fingerprint, __version__, options]
+    text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -319,34 +323,13 @@ def _journal(
     """The journal beside an output, for one process at a time; removed unless the block is broken off."""
     target = Path(os.path.realpath(output))
     folder = target.with_name(f".{target.name}.unfinished")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CellsError(
-            f"`{folder}` cannot be made: {error.strerror}", hint="write the output to another folder"
-        ) from error
-    with ExitStack() as stack:
-        _lock(folder / "lock", stack, output)
+    check_folder(output)
+    with locked(output):
         try:
-            yield _Journal(folder, identity, shapes, n_cells)
+            with full_disk_told(output, folder):
+                folder.mkdir(exist_ok=True)
+                yield _Journal(folder, identity, shapes, n_cells)
         except EvercellError:
             shutil.rmtree(folder, ignore_errors=True)  # the same call would end in the same way
             raise
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lock(path: Path, stack: ExitStack, output: str | os.PathLike[str]) -> None:
-    """Keep other processes from the journal, as long as this one lives."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    file = stack.enter_context(path.open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CellsError(
-            f"another process is writing `{output}`", hint="wait until it has ended, or give another output"
-        ) from error
-    except OSError:  # a file system without locks
-        return

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from evercell import distributed
-from evercell.cells import atomic_path
 from evercell.errors import ModelError, SettingsError
+from evercell.outputs import atomic_path
 
 STATE = "training_state.safetensors"
 
@@ -248,10 +248,18 @@ class _Run:
 
     def _backward(self, loss: Callable[[np.random.Generator], Tensor], rng: np.random.Generator) -> Tensor:
         """Set the gradient to that of one batch; returns the loss."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            value = loss(rng)
-        self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+                value = loss(rng)
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+        except torch.cuda.OutOfMemoryError as error:
+            # Smaller batches would be other batches, with other numbers: that is for the user to choose.
+            raise SettingsError(
+                f"the memory of the GPU ran out at step {self.step + 1:,}, {self.settings.batch_size} cells a batch",
+                hint="pass --device cpu, a smaller backbone such as --backbone-setting n_latents=8, or from Python a "
+                "smaller batch_size",
+            ) from error
         return value.detach()
 
     def _mean_backward(self, loss: Callable[[np.random.Generator], Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from evercell.comparison import compared_figure
-from evercell.errors import CellsError, SettingsError
+from evercell.errors import OutputError, SettingsError
 
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
@@ -71,7 +71,7 @@ def test_what_cannot_be_drawn_leaves_nothing(tmp_path: Path) -> None:
         compared_figure(folds(), tmp_path / "compared.jpg")
     with pytest.raises(SettingsError, match="no figure to draw"):
         compared_figure(folds().drop(columns=["accuracy", "macro_f1"]), tmp_path / "compared.png")
-    with pytest.raises(CellsError, match="does not exist"):
+    with pytest.raises(OutputError, match="does not exist"):
         compared_figure(folds(), tmp_path / "missing" / "compared.png")
     assert list(tmp_path.iterdir()) == []
 

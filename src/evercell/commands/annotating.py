@@ -127,6 +127,7 @@ def annotate(
     from evercell.annotation import rejection_rate
     from evercell.cells import write_cells, write_table
     from evercell.copying import extended
+    from evercell.stored_cells import watch
     from evercell.training import choose_device
 
     console: Console = context.obj
@@ -162,6 +163,7 @@ def annotate(
     _check_report(report, truth)
     table_only = is_table(output) and report is None
     streamed = is_table(output) or _can_be_extended(file, output)
+    check_unchanged = watch(file)
     model, annotator, adata = _model_and_cells(
         model,
         file,
@@ -196,13 +198,15 @@ def annotate(
             for column, values in result.celltypist().items():
                 result.obs[column] = values
         _say_what_was_found(result, console)
+        check_unchanged()
         if not table_only:
             result.write_into(adata)
         if is_table(output):
             write_table(result.obs.rename_axis("cell"), output)
         elif streamed:
             arrays = {name: adata.obsm[name] for name in (f"X_{key_added}", f"{key_added}_proba")}
-            extended(file, output, obs=adata.obs, obsm=arrays, uns=result.facts(adata.obs[list(result.obs)]))
+            facts = result.facts(adata.obs[list(result.obs)])
+            extended(file, output, obs=adata.obs, obsm=arrays, uns=facts, check=check_unchanged)
         else:
             write_cells(adata, output)
         console.note(f"written: {output}")
@@ -245,12 +249,14 @@ def embed(
 
     from evercell.annotation import embed as embed_cells
     from evercell.cells import write_cells, write_table
+    from evercell.stored_cells import watch
     from evercell.training import choose_device
 
     console: Console = context.obj
     check_model(model)
     choose_device(device)
     check_file_output(output, (*CELL_SUFFIXES, *TABLE_SUFFIXES))
+    check_unchanged = watch(file)
     model, annotator, adata = model_and_cells(
         model,
         file,
@@ -271,6 +277,7 @@ def embed(
         device=device,
         shown=console.shown,
     )
+    check_unchanged()
     if is_table(output):
         columns = [f"{key_added}_{number}" for number in range(found.shape[1])]
         write_table(pd.DataFrame(found, index=adata.obs_names, columns=columns).rename_axis("cell"), output)

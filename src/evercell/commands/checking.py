@@ -10,8 +10,8 @@ import typer
 from evercell.commands.console import Console, examples
 from evercell.commands.models import load_model
 from evercell.commands.options import Device, GeneColumn, Json, KeyAdded, Layer, Seed, Species
-from evercell.commands.paths import check_parent
 from evercell.errors import SettingsError
+from evercell.outputs import check_folder
 
 
 def demo(
@@ -37,7 +37,7 @@ def demo(
     from evercell.training import choose_device
 
     console: Console = context.obj
-    check_parent(output, "--output")
+    check_folder(output, "--output")
     choose_device(device)
     settings = ModelSettings()
     if samples is not None:
@@ -60,7 +60,7 @@ def example(
     from evercell.examples import copy_examples
 
     console: Console = context.obj
-    check_parent(output, "--output")
+    check_folder(output, "--output")
     written = copy_examples(name, output)
     console.result("\n".join(map(str, written)), {"output": output, "files": written}, as_json=as_json)
 

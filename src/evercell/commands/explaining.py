@@ -82,8 +82,9 @@ def explain(
     would flip it, and why a cell is Unknown. Labels that the model gave the file are taken; else it is annotated.
     """
     from evercell.annotation import rejection_rate
-    from evercell.cells import atomic_path, write_table
+    from evercell.cells import write_table
     from evercell.explaining import explain as explain_labels
+    from evercell.outputs import atomic_path
     from evercell.reporting.explanation import write_explanation
     from evercell.training import choose_device
 

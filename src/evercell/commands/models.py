@@ -125,7 +125,8 @@ def verify(context: typer.Context, directory: Directory, as_json: Json = False) 
 
     Hashes of its files, chain of its stages, fingerprint of its weights.
     """
-    from evercell.checkpoint import FILES, is_model, load, load_stage, stages_kept
+    from evercell.checkpoint import FILES, load, load_stage, stages_kept
+    from evercell.outputs import is_model
 
     console: Console = context.obj
     path = find(str(directory))

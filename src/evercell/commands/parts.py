@@ -11,9 +11,10 @@ from typing import Any
 import typer
 
 from evercell.commands.console import Console
-from evercell.commands.paths import TABLE_SUFFIXES, check_file_output, check_parent, is_table
+from evercell.commands.paths import TABLE_SUFFIXES, check_file_output, is_table
 from evercell.errors import CellsError, SettingsError
 from evercell.model_card import table
+from evercell.outputs import check_folder
 from evercell.registry import AUTO
 
 
@@ -81,7 +82,7 @@ def _check(file: Path, output: Path, *, model: str, given: list[str]) -> None:
             "--model auto looks at all cells of one file", hint="name a model; `evercell models list` shows them"
         )
     if _is_folder(output):
-        check_parent(output, "--output")
+        check_folder(output, "--output")
     elif is_table(output) and is_folder_of_files(file):
         raise CellsError(f"`{output}` is one file, `{file}` a folder of files", hint="give --output a folder")
     elif output.suffix in (".h5ad", ".zarr"):

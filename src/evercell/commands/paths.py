@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evercell import outputs
 from evercell.commands.console import Console
-from evercell.errors import CellsError, ModelError, SettingsError
+from evercell.errors import CellsError, SettingsError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,7 +35,7 @@ def check_file_output(path: Path, suffixes: Sequence[str], *, option: str = "--o
     """Whether a file of a kind can be written, said before the work rather than after it."""
     if not path.name.lower().endswith(tuple(suffixes)):
         raise CellsError(f"`{path}` does not end in {' or '.join(suffixes)}", hint=f"change the suffix of {option}")
-    check_parent(path, option)
+    outputs.check_folder(path, option)
 
 
 def check_report(path: Path | None) -> None:
@@ -46,22 +46,8 @@ def check_report(path: Path | None) -> None:
 
 def check_model_output(path: Path, *, overwrite: bool) -> None:
     """Whether a model can be written, said before a long run rather than after it."""
-    from evercell.checkpoint import is_model
-
-    model_there = is_model(path)
-    if path.exists() and not (model_there and overwrite) and not (path.is_dir() and not any(path.iterdir())):
-        what, mend = ("", ", or pass --overwrite to replace it") if model_there else (", and is no model", "")
-        raise ModelError(f"`{path}` is already there{what}", hint=f"choose another --output{mend}")
-    check_parent(path, "--output")
-
-
-def check_parent(path: Path, option: str) -> None:
-    """Whether the folder that something is to be written in is there and can be written to."""
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise CellsError(f"the folder `{folder}` of `{path}` does not exist", hint=f"make it first, or change {option}")
-    if not os.access(folder, os.W_OK):
-        raise CellsError(f"the folder `{folder}` of `{path}` cannot be written to", hint=f"change {option}")
+    outputs.check_model_output(path, overwrite=overwrite)
+    outputs.check_folder(path, "--output")
 
 
 def file_names(files: Sequence[Path]) -> list[str]:

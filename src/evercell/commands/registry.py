@@ -12,9 +12,9 @@ import typer
 from evercell import registry
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Json, named_models_only
-from evercell.commands.paths import check_parent
 from evercell.errors import ModelError
 from evercell.model_card import table
+from evercell.outputs import check_folder
 from evercell.registry import ListedModel
 
 Name = Annotated[
@@ -117,7 +117,7 @@ def export(
 
     It is checked first. A zip holds one folder, with the name of the model.
     """
-    check_parent(output, "--output")
+    check_folder(output, "--output")
     found = _described(name)
     registry.export(name, output, overwrite=overwrite)
     context.obj.result(f"{found.name}: {output}", {"name": found.name, "output": output}, as_json=as_json)

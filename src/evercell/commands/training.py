@@ -31,6 +31,7 @@ from evercell.commands.asking import (
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Overwrite, Report, Seed, Species
 from evercell.commands.paths import check_model_output, check_report, file_names
+from evercell.locking import locked
 from evercell.model_card import model_card, score_table, table
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def train(
     from evercell.distributed import together
     from evercell.finetuning import train as train_model
 
-    run = Run(context.obj, output, overwrite=overwrite, device=device)
+    run = Run(context, output, overwrite=overwrite, device=device)
     console = run.console
     check_report(report)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
@@ -200,7 +201,7 @@ def pretrain(
     from evercell.pretraining import pretrain as pretrain_model
     from evercell.pretraining_studies import n_cells_of
 
-    run = Run(context.obj, output, overwrite=overwrite, device=device)
+    run = Run(context, output, overwrite=overwrite, device=device)
     asked = Asked(base, tokenizer, backbone, tuple(backbone_setting or ()), samples)
     settings = PretrainingSettings()
     if (published := asked_preset(preset, run.console)) is not None:
@@ -265,13 +266,17 @@ def read_labelled(file: Path, console: Console, *, layer: str | None, store: Pat
 class Run:
     """What `train`, `pretrain` and `update` share: checks before the work, the model directory, words after it."""
 
-    def __init__(self, console: Console, output: Path, *, overwrite: bool, device: str) -> None:
+    def __init__(self, context: typer.Context, output: Path, *, overwrite: bool, device: str) -> None:
+        from evercell.distributed import started
         from evercell.training import choose_device
 
-        self.console, self.output, self.overwrite = console, output, overwrite
+        self.console, self.output, self.overwrite = context.obj, output, overwrite
         self.started = time.perf_counter()
         check_model_output(output, overwrite=overwrite)
         choose_device(device)
+        if started().first:
+            # From now on: who would update the same model meanwhile would do it without what this one teaches it.
+            context.with_resource(locked(output))
 
     def saved(self, model: Annotator, *, previous: Path | None = None) -> Mapping[str, Any]:
         """Write the model, and in it the one it was made from; say what was done; return the last stage's facts."""

@@ -98,7 +98,7 @@ def update(
     from evercell.updating import STRATEGIES, UpdateSettings
     from evercell.updating.update import update as update_model
 
-    run = Run(context.obj, output, overwrite=overwrite, device=device)
+    run = Run(context, output, overwrite=overwrite, device=device)
     console = run.console
     check_report(report)
     chosen = STRATEGIES[strategy].name

@@ -23,9 +23,10 @@ from evercell.commands.asking import (
 )
 from evercell.commands.console import Console, examples
 from evercell.commands.options import Device, GeneColumn, Json, Labelled, Layer, Report, Seed, Species
-from evercell.commands.paths import check_parent, check_report, file_names, read_file
+from evercell.commands.paths import check_report, file_names, read_file
 from evercell.errors import SettingsError
 from evercell.model_card import table
+from evercell.outputs import check_folder
 
 if TYPE_CHECKING:
     from evercell.crossvalidation import CrossValidation
@@ -217,7 +218,7 @@ def _validated(
         raise SettingsError(f"folds cannot be made by `{by}`", hint=f"choose one of: {', '.join(BYS)}")
     if output.exists() and not output.is_dir():
         raise SettingsError(f"`{output}` is a file", hint="name a folder with --output")
-    check_parent(output, "--output")
+    check_folder(output, "--output")
     published = asked_preset(made.pop("preset"), console)
     check_asked(asked, published, **made)
     names = file_names(files)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from evercell.cells import atomic_path
 from evercell.comparison.significance import significance
 from evercell.errors import SettingsError
+from evercell.outputs import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from evercell.cells import atomic_path
 from evercell.errors import SettingsError
+from evercell.outputs import atomic_path
 from evercell.preprocessing.quality import COUNTS, GENES, MITO, SCORE
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evercell import __version__
-from evercell.cells import atomic_path, find_counts
+from evercell.cells import find_counts
 from evercell.errors import CellsError, SettingsError
 from evercell.genes import CanonicalGenes, canonical_genes
 from evercell.normalisation import called
+from evercell.outputs import atomic_path
 from evercell.preprocessing.genes import (
     assembled,
     expressed_genes,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evercell.cells import atomic_path
+from evercell.outputs import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evercell.cells import atomic_path
+from evercell.outputs import atomic_path
 from evercell.reporting import findings
 
 if TYPE_CHECKING:

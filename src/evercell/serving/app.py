@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from evercell import __version__
 from evercell.errors import EvercellError
 from evercell.ledger import Ledger
+from evercell.locking import temporary_folder
 from evercell.registry import ListedModel, card
 from evercell.serving.guard import COOKIE, Guard, Refused, Sessions, answer, cookie_of, right_token
 from evercell.serving.job_routes import job_routes
@@ -54,12 +55,13 @@ def make_app(settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        jobs = app.state.jobs = Jobs(settings, Path(tempfile.mkdtemp(prefix="evercell-serve-")))
-        jobs.start()
-        try:
-            yield
-        finally:
-            await jobs.close()
+        with temporary_folder(Path(tempfile.gettempdir()), "evercell-serve-") as folder:
+            jobs = app.state.jobs = Jobs(settings, folder)
+            jobs.start()
+            try:
+                yield
+            finally:
+                await jobs.close()
 
     # The pages that FastAPI makes of the description load scripts from elsewhere.
     app = FastAPI(title="evercell", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

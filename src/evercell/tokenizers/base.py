@@ -42,6 +42,10 @@ class TokenBatch:
     def __len__(self) -> int:
         return int(self.gene_ids.shape[0])
 
+    def taken(self, cells: slice) -> TokenBatch:
+        """Some of the cells, padded as they are."""
+        return TokenBatch(self.gene_ids[cells], self.values[cells], self.mask[cells])
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """Copy on another device."""
         totals = None if self.totals is None else self.totals.to(device)
