@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from evercell.commands.console import Console
 from evercell.commands.paths import TABLE_SUFFIXES, check_file_output, is_table
 from evercell.errors import CellsError, SettingsError
 from evercell.model_card import table
-from evercell.outputs import check_folder
+from evercell.outputs import check_folder, remove_whole
 from evercell.registry import AUTO
 
 
@@ -46,11 +45,11 @@ def annotate_parts(
         console.error(one["error"] if len(files) == 1 else f"`{one['file']}`: {one['error']}", one["hint"])
     if len(failed) == len(files):
         if store != output and not any((store / PARTS).iterdir()):
-            shutil.rmtree(store)
+            remove_whole(store)
         raise typer.Exit(2)
     if store != output:
         write_table(read_labels(store).drop(columns="file").rename_axis("cell"), output)
-        shutil.rmtree(store)
+        remove_whole(store)
     n_cells, n_parts = manifest["cells"], sum(len(one["parts"]) for one in files)
     n_files = f"{len(files) - len(failed):,} of {len(files):,} files" if failed else f"files: {len(files):,}"
     console.note(f"cells: {n_cells:,}, {n_files}, parts: {n_parts:,}")
