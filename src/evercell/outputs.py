@@ -123,7 +123,7 @@ def check_model_output(path: str | os.PathLike[str], *, overwrite: bool, mend: s
     path = Path(path)
     there = is_model(path)
     if path.exists() and not (there and overwrite) and not (path.is_dir() and not any(path.iterdir())):
-        what, also = ("", ", or pass --overwrite to replace the model") if there else (", and is no model", "")
+        what, also = ("", ", or pass --overwrite to replace it") if there else (", and is no model", "")
         raise ModelError(f"`{path}` is already there{what}", hint=f"{mend}{also}")
 
 
