@@ -479,7 +479,7 @@ def test_sets_of_types_are_counted(tmp_path: Path) -> None:
     del adata.obsm["X_evercell"]
     adata.obs["evercell_set"] = [SEPARATOR.join(["alpha", "beta", "c"][: 1 + i % 2 + (i == 1)]) for i in range(40)]
     shown = Page(write_report(adata, tmp_path / "sets.html").read_text())
-    assert "For 50.0% of the cells one type alone cannot be ruled out." in shown.text
+    assert "The label sets leave one type for 50.0% of the cells." in shown.text
     assert "50.0% of the cells have a set of one type, 47.5% of the cells have a set of two types, 2.5%" in shown.text
 
 

@@ -155,7 +155,7 @@ def summary(overview: Overview, attention: Sequence[Attention]) -> list[str]:
             line += f"; {percent(overview.confident)} of the cells reach 0.80"
         lines.append(f"{line}.")
     if overview.single is not None:
-        lines.append(f"For {percent(overview.single)} of the cells one type alone cannot be ruled out.")
+        lines.append(f"The label sets leave one type for {percent(overview.single)} of the cells.")
     if sentence := coverage_sentence(overview):
         lines.append(sentence)
     if checked := [any(genes.values()) for genes in overview.known_markers.values() if genes]:
