@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,11 +62,12 @@ def test_majority_is_annotated_scored_and_reported(words: list[str], run: Run, t
     assert found["ece"] is None
 
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert '<th class="number">by majority vote</th>' in page
+    assert '<th scope="col" class="number">by majority vote</th>' in page
     assert "(column evercell_majority)" in page
     assert page.count("By majority vote ") == 1  # in the agreement
     for name, number in voted.value_counts().items():
-        row = page.split(f"</i>{name}</span></td>")[1].split("</tr>")[0]
+        rows = re.split(rf">{re.escape(str(name))}(?:<small class=.term.>[^<]*</small>)?</span></th>", page)
+        row = rows[1].split("</tr>")[0]
         assert f'<td class="number">{number}</td>' in row
 
 

@@ -400,7 +400,7 @@ def test_counts_that_are_damaged_far_into_the_file(folder: Path, tmp_path: Path,
         "annotate", tmp_path / "cells.h5ad", "--model", folder / "model", "--output", tmp_path / "out.csv"
     )
     assert (code, out) == (2, "")
-    assert "it is damaged" in err and "hint: copy or download the file again" in err
+    assert "is damaged or cut off" in err and "hint: copy or download the file again" in err
     assert names(tmp_path) == ["cells.h5ad"]
 
 

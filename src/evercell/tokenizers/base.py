@@ -44,7 +44,8 @@ class TokenBatch:
 
     def taken(self, cells: slice) -> TokenBatch:
         """Some of the cells, padded as they are."""
-        return TokenBatch(self.gene_ids[cells], self.values[cells], self.mask[cells])
+        totals = None if self.totals is None else self.totals[cells]
+        return TokenBatch(self.gene_ids[cells], self.values[cells], self.mask[cells], totals)
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """Copy on another device."""
