@@ -5,8 +5,8 @@
 
 Of each commit a worktree is needed::
 
-    git worktree add /tmp/old COMMIT
-    PYTHONPATH=/tmp/old/src python runs/make_old_models.py model v1
+    git worktree add ../old COMMIT
+    PYTHONPATH=../old/src python runs/make_old_models.py model v1
 
 A model is never made again: a file that today's code writes says nothing about old ones. New versions are added.
 """
