@@ -110,3 +110,16 @@ def test_stages_of_a_type_weigh_alike_however_few_cells_they_have() -> None:
     blind = fit_linear(counts[rows], codes[rows], **settings)
     np.testing.assert_allclose(np.exp(repeated.log_proba(view)), np.exp(once.log_proba(view)), atol=0.005)
     assert np.abs(np.exp(blind.log_proba(view)) - np.exp(once.log_proba(view))).max() > 0.02
+
+
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_few_cells_of_many_genes_are_fitted_as_in_all_genes(n_types: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The space that the cells span holds all that the penalty leaves."""
+    counts, codes = labelled(60, seed=1, n_types=n_types)
+    counts = counts[[*range(60), 0]]  # a cell twice: one direction fewer than cells
+    codes = np.append(codes, codes[0])
+    found = fit_linear(counts, codes, n_types=n_types, strength=0.1, max_iterations=1000)
+    monkeypatch.setattr("evercell.linear.FEW_CELLS", 0)
+    reference = fit_linear(counts, codes, n_types=n_types, strength=0.1, max_iterations=1000)
+    np.testing.assert_allclose(found.weight, reference.weight, atol=2e-3 * np.abs(reference.weight).max())
+    np.testing.assert_allclose(found.bias, reference.bias, atol=2e-3 * np.abs(reference.bias).max())

@@ -12,6 +12,7 @@ Fitting the transformer's head again in the same way was tried and gave no gain 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annot
     adapted = through.fitted(np.arange(len(cells)), best_temperature(unseen.log_proba, through.bank.codes))
     if model.rejector is None:
         return adapted
-    rejector = type(model.rejector).fitted(adapted.outputs(through.view), through.bank.codes)
+    rejector = type(model.rejector).fitted(through.outputs(adapted), through.bank.codes)
     before = _Fit(model, View.whole(bank.counts[cells]), through.bank, seed).unseen()
     after = replace(unseen, log_proba=tempered(unseen.log_proba, adapted.temperature))
     before = replace(before, log_proba=tempered(before.log_proba, model.temperature))
@@ -131,6 +132,17 @@ class _Fit:
     def unseen(self) -> Outputs:
         """Uncalibrated outputs of all cells; each half is scored by a fit on the other."""
         halves = np.array_split(np.random.default_rng(self.seed).permutation(len(self.bank)), 2)
-        parts = [self.fitted(one).outputs(self.view.taken(other)) for one, other in (halves, halves[::-1])]
+        parts = [self.outputs(self.fitted(one), other) for one, other in (halves, halves[::-1])]
         back = np.argsort(np.concatenate(halves[::-1]))
         return Outputs.joined(parts).taken(back)
+
+    def outputs(self, fitted: Annotator, rows: np.ndarray | None = None) -> Outputs:
+        """What a fit says of some of the cells, by default all."""
+        rows = np.arange(len(self.bank)) if rows is None else rows
+        representation, logits = self._represented
+        return fitted.outputs(self.view.taken(rows), (representation[rows], logits[rows]))
+
+    @cached_property
+    def _represented(self) -> tuple[np.ndarray, np.ndarray]:
+        """The transformer's part, which is the same in all fits."""
+        return self.model.represent(self.view)

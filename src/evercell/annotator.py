@@ -283,9 +283,9 @@ class Annotator:
             log_proba = (1 - self.profiles.share) * log_proba + self.profiles.share * self.profiles.log_proba(view)
         return log_proba
 
-    def outputs(self, view: View) -> Outputs:
-        """What the model says of the cells of a view (counts over the model's genes)."""
-        representation, logits = self.represent(view)
+    def outputs(self, view: View, represented: tuple[np.ndarray, np.ndarray] | None = None) -> Outputs:
+        """What the model says of the cells of a view (counts over the model's genes), `represented` before or not."""
+        representation, logits = self.represent(view) if represented is None else represented
         log_proba = self.averaged(F.log_softmax(torch.from_numpy(logits), dim=1).numpy(), view)
         return Outputs(representation, logits, tempered(log_proba, self.temperature), view)
 

@@ -15,6 +15,12 @@ from scipy.sparse import csr_matrix
 from evercell.bank import kinds_of
 from evercell.tokenizers.base import View
 
+FEW_CELLS = 1200
+"""Most cells whose logistic regression is fitted in the space they span; of more, finding it costs what it saves."""
+
+RANK = 1e-10
+"""Directions in which cells vary less than this share of the most are noise of the arithmetic."""
+
 
 @dataclass(frozen=True)
 class LinearModel:
@@ -177,9 +183,11 @@ def logistic_regression(
     Of a type without cells the weights are 0 and the bias makes it improbable. `weights` (N,) are those of the cells.
     """
     import warnings
+    from contextlib import ExitStack
 
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     weight = np.zeros((features.shape[1], n_types), dtype=np.float32)
     bias = np.full(n_types, -30.0, dtype=np.float32)
@@ -188,15 +196,34 @@ def logistic_regression(
         bias[types] = 0.0
         return weight, bias
     model = LogisticRegression(C=strength, max_iter=max_iterations)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is a setting here
-        model.fit(features, codes, sample_weight=weights)
-    coefficients, intercepts = model.coef_, model.intercept_
+        if len(codes) <= min(FEW_CELLS, features.shape[1] / 2):
+            stack.enter_context(threadpool_limits(1, user_api="blas"))  # the last bits may not depend on threads
+            coordinates, back = _span(features)
+            model.fit(coordinates, codes, sample_weight=weights)
+            coefficients = np.asarray(features.T @ (back @ model.coef_.T)).T
+        else:
+            coefficients = model.fit(features, codes, sample_weight=weights).coef_
+    intercepts = model.intercept_
     if len(types) == 2:  # scikit-learn keeps one row for two classes; half to each side gives the same odds
         coefficients, intercepts = np.vstack([-coefficients, coefficients]) / 2, np.array([-1, 1]) * intercepts / 2
     weight[:, types] = coefficients.T
     bias[types] = intercepts
     return weight, bias
+
+
+def _span(features: csr_matrix | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features of cells (N, F) in the space that the cells span: coordinates (N, R), and what leads back (N, R).
+
+    With an L2 penalty the weights of a linear model are sums of its cells, so of few cells and many genes a fit on the
+    coordinates is the same fit, with R <= N columns in place of F. `features.T @ (back @ weights)` are weights of F.
+    """
+    gram = features @ features.T
+    values, vectors = np.linalg.eigh(np.asarray(gram.toarray() if hasattr(gram, "toarray") else gram, dtype=np.float64))
+    kept = values > RANK * values[-1]
+    lengths = np.sqrt(values[kept])
+    return vectors[:, kept] * lengths, vectors[:, kept] / lengths
 
 
 def sampled(codes: np.ndarray, n_cells: int, rng: np.random.Generator) -> np.ndarray:
