@@ -179,7 +179,7 @@ def _read(path: Path) -> pd.DataFrame:
         # The separator is told by the file: tables of published data come with either, whatever the suffix.
         found = pd.read_csv(path, sep=None, engine="python", dtype=str)
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise LabelsError(f"`{path}` cannot be read: {' '.join(str(error).split())}", hint="check the path") from error
+        raise LabelsError(f"`{path}` cannot be read ({' '.join(str(error).split())})", hint="check the path") from error
     if found.shape[1] < 2:
         raise LabelsError(f"`{path}` has one column only", hint="give the barcode and what is to be said of the cell")
     return found

@@ -255,11 +255,10 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     except ModelError:
         raise
     except Exception as error:  # every part has errors of its own; to the user they are one
-        message, hint = (error.message, error.hint) if isinstance(error, EvercellError) else (str(error), None)
-        what = " ".join(message.split()) or type(error).__name__
-        raise ModelError(
-            f"the model `{folder}` cannot be read: {what[:300]}", hint=hint or "copy it again, or train it again"
-        ) from error
+        known = isinstance(error, EvercellError)
+        what = f": {' '.join(error.message.split())[:300]}" if known else _words(error)
+        hint = (error.hint if known else None) or "copy it again, or train it again"
+        raise ModelError(f"the model `{folder}` cannot be read{what}", hint=hint) from error
     if annotator.fingerprint != description.get("fingerprint") or annotator.ledger.head != description.get(
         "ledger_head"
     ):
@@ -267,6 +266,11 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
             f"the model `{folder}` was changed: its parts do not fit its fingerprint", hint="copy it again"
         )
     return annotator if device is None else annotator.on(device)
+
+
+def _words(error: Exception) -> str:
+    """What a library says of an error, in brackets: it differs from version to version."""
+    return f" ({' '.join(str(error).split())[:300] or type(error).__name__})"
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -278,10 +282,12 @@ def _description(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
         written, hashes = int(description["format"]), dict(description.get("sha256", {}))
-        if written < FORMAT or isinstance(description["format"], bool):
-            raise ValueError(f"format {description['format']} was never written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ModelError(f"`{own}` cannot be read: {error}", hint="copy it again") from error
+        raise ModelError(f"`{own}` cannot be read{_words(error)}", hint="copy it again") from error
+    if written < FORMAT or isinstance(description["format"], bool):
+        raise ModelError(
+            f"`{own}` cannot be read: format {description['format']} was never written", hint="copy it again"
+        )
     newest = _format(description, sketched=SKETCH in hashes)
     if written > newest:
         raise ModelError(

@@ -43,6 +43,10 @@ class OutputError(EvercellError):
     """An output cannot be written: no folder, no room, no permission, or another process is writing it."""
 
 
+class FullDiskError(OutputError):
+    """There is no room for an output."""
+
+
 class SettingsError(EvercellError):
     """A setting has a value that cannot be used."""
 

@@ -147,7 +147,7 @@ def read_mapping(path: str | Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LabelsError(
-            f"mapping `{path.name}` cannot be read: {error}", hint="check the path that --mapping names"
+            f"mapping `{path.name}` cannot be read ({error})", hint="check the path that --mapping names"
         ) from error
     if kind in {".csv", ".tsv"}:
         pairs = _table_pairs(text, path.name, "\t" if kind == ".tsv" else ",")

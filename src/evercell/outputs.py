@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from evercell.errors import ModelError, OutputError
+from evercell.errors import FullDiskError, ModelError, OutputError
 from evercell.locking import claimed
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -86,7 +86,8 @@ def full_disk_told(path: str | os.PathLike[str], written: Path | None = None) ->
         if not full and (number not in REFUSED or not Path(place).is_relative_to(written or path)):
             raise
         mend = "make room on the disk, or choose another place" if full else "choose another place"
-        raise OutputError(
+        kind = FullDiskError if full else OutputError
+        raise kind(
             f"`{path}` cannot be written: {os.strerror(number)}", hint=f"{mend}; what was there before is as it was"
         ) from error
 

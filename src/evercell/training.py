@@ -383,7 +383,7 @@ class _Run:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
                 numbers = json.loads(stored.metadata()["numbers"])
         except Exception as error:  # the reader has an error class of its own
-            raise ModelError(f"`{folder / STATE}` cannot be read: {error}", hint="remove it to start again") from error
+            raise ModelError(f"`{folder / STATE}` cannot be read ({error})", hint="remove it to start again") from error
         if numbers["run"] != self._identity():
             raise ModelError(
                 f"`{folder}` holds the state of another run: {numbers['run']}, not {self._identity()}",

@@ -32,9 +32,11 @@ Client = httpx.Client
 
 
 @contextmanager
-def served(**settings: Any) -> Iterator[str]:
-    """The address of a server in a process of its own."""
-    words = [sys.executable, str(Path(__file__).with_name("server.py")), json.dumps({"warm": False, **settings})]
+def served(*, file_size: int | None = None, **settings: Any) -> Iterator[str]:
+    """The address of a server in a process of its own, whose files cannot grow beyond some bytes: a full disk to it."""
+
+    program = str(Path(__file__).with_name("server.py"))
+    words = [sys.executable, program, json.dumps({"warm": False, **settings}), str(file_size or 0)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     try:
@@ -65,7 +67,7 @@ def query(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(models: Path) -> Iterator[str]:
     """A server without a token that most tests share."""
-    with served(models=str(models), max_upload=2 << 20, patience=2, jobs=2, kept=100) as address:
+    with served(models=str(models), max_upload=4 << 20, patience=2, jobs=2, kept=100) as address:
         yield address
 
 

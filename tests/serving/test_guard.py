@@ -151,13 +151,13 @@ def test_a_file_that_is_too_large_is_refused_at_once_or_on_the_way(address: str)
     assert connection.getresponse().status == 413
 
     def endless() -> Iterator[bytes]:
-        for _ in range(40):
+        for _ in range(80):
             yield bytes(1 << 17)
 
     with Client(base_url=address, headers=HEADERS, timeout=60) as client:
         answer = client.post("/api/jobs?name=a.csv&model=quick", content=endless())
         assert answer.status_code == 413
-        assert "larger than 2 MB" in answer.json()["error"]
+        assert "larger than 4 MB" in answer.json()["error"]
         body = json.dumps({"label": "x" * (17 << 20)})
         assert client.post("/api/jobs/x/corrections", content=body).status_code == 413
 

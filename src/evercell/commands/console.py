@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Console:
 def visible(text: str) -> str:
     r"""Text without what a terminal obeys: names of types, genes and files may come from strangers.
 
-    Control characters but line break and tab, and those that turn the direction of writing, are written as ``\\u001b``.
+    Control characters but line break and tab, those that turn the direction of writing, other ends of lines, and halves
+    of characters, which no terminal can be sent, are written as ``\\u001b``.
     """
     return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

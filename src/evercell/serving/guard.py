@@ -65,7 +65,13 @@ def answer(error: EvercellError) -> JSONResponse:
     """An error as the interface gives it: ``{"error": ..., "hint": ...}``."""
     status = error.status if isinstance(error, Refused) else 422
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
-    return JSONResponse({"error": error.message, "hint": error.hint}, status, headers=headers)
+    return JSONResponse(worded(error), status, headers=headers)
+
+
+def worded(error: EvercellError) -> dict[str, str | None]:
+    """What an error says; half characters, which names in JSON and HDF5 may hold and UTF-8 not, are question marks."""
+    message = error.message.encode(errors="replace").decode()
+    return {"error": message, "hint": error.hint and error.hint.encode(errors="replace").decode()}
 
 
 class Sessions:
@@ -160,7 +166,7 @@ class Guard:
                 raise Refused(403, "the header X-Evercell is missing", hint="send the header `X-Evercell: 1`")
             origin = headers.get("origin")
             site = headers.get("sec-fetch-site", "same-origin")
-            if (origin is not None and urlsplit(origin).netloc != hosts[0]) or site not in ("same-origin", "none"):
+            if (origin is not None and _place_of(origin) != hosts[0]) or site not in ("same-origin", "none"):
                 raise Refused(403, "the request comes from another site", hint="use the page of this server")
         path = scope["path"]
         length = headers.get("content-length", "0")
@@ -193,6 +199,14 @@ def cookie_of(headers: Headers) -> str:
     """Word of the session that a request carries; empty where it carries none."""
     pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
     return next((value for name, _, value in pairs if name == COOKIE), "")
+
+
+def _place_of(origin: str) -> str:
+    """Host and port of an origin; empty where it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _name_of(host: str) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from evercell.errors import EvercellError, LabelsError, SettingsError
 from evercell.registry import AUTO
 from evercell.serving.corrections import MOST, Correction, corrected, digest
-from evercell.serving.guard import Refused, drained, received
+from evercell.serving.guard import Refused, drained, received, worded
 from evercell.serving.jobs import Job, Jobs, State
 from evercell.serving.settings import SUFFIXES, ServerSettings
 
@@ -273,7 +273,7 @@ def _job(jobs: Jobs, job: Job) -> dict[str, Any]:
         "step": job.step,
         "done": job.done,
         "total": job.total,
-        "error": None if job.error is None else {"error": job.error.message, "hint": job.error.hint},
+        "error": None if job.error is None else worded(job.error),
     }
 
 

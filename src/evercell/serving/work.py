@@ -13,13 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evercell.errors import EvercellError, GateError
+from evercell.errors import EvercellError, FullDiskError, GateError
+from evercell.outputs import full_disk_told
 from evercell.progress import watched
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 EVERY = 0.2  # seconds between two words on progress
+NO_ROOM = "try a smaller file, or later"
 
 
 def work(pipe: Connection, threads: int, warm: bool) -> None:
@@ -78,8 +80,10 @@ def _done(task: dict[str, Any], pipe: Connection) -> dict[str, Any]:
 
     folder, name = task["folder"], task["name"]
     try:
-        with watched(say):
+        with watched(say), full_disk_told(name):
             return {"facts": tasks.TASKS[task["kind"]](task, say)}
+    except FullDiskError:
+        message, hint = f"there is no room on the server's disk for what comes of `{name}`", NO_ROOM
     except EvercellError as error:
         message, hint = error.message, error.hint
         if isinstance(error, GateError):
