@@ -330,3 +330,14 @@ def test_genes_that_a_column_calls_not_measured_are_not_zeros(model: Annotator) 
     padded.var["measured"] = np.arange(padded.n_vars) < 200
     found = ec.annotate(model, padded, shown=False)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+
+
+def test_a_species_that_the_names_deny_is_told(model: Annotator) -> None:
+    """Mouse symbols are looked up without regard to case, so human ones are found among them, but not all."""
+    human = synthetic_cells(30, seed=3)
+    given = annotate(model, human, species="mouse", shown=False).info["notes"]
+    assert any("--species says" in note and "pass --species human, or leave it out" in note for note in given)
+    for species in ("human", "auto"):
+        assert not any(
+            "--species" in note for note in annotate(model, human, species=species, shown=False).info["notes"]
+        )

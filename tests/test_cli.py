@@ -392,7 +392,7 @@ def wrong_use() -> list[tuple[str, list[str], str]]:
         ("no such option", [*annotate, "--modle", "x"], "error: No such option: --modle"),
         ("no file", ["train"], "hint: `evercell train --help` shows how it is used"),
         ("no number", [*train, "--seed", "one"], "error: Invalid value for '--seed'"),
-        ("missing file", ["doctor", "{t}/none.h5ad"], "counts: `{t}/none.h5ad` does not exist"),
+        ("missing file", ["doctor", "{t}/none.h5ad"], "error: `{t}/none.h5ad` does not exist\nhint: check the path"),
         (
             "missing query",
             ["annotate", "{t}/no.h5ad", *annotate[2:]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,36 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     assert seen == ([] if place == "writing" else [files[1]])
     assert tree(tmp_path / "merged.h5ad") | tree(tmp_path / "merged.manifest.json") == whole
     assert not (tmp_path / ".merged.h5ad.parts").exists()
+
+
+@pytest.mark.parametrize("gone", [0, 1, 99])
+def test_a_merge_that_is_killed_while_it_tidies_up_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: int
+) -> None:
+    """The file is there; a half of the folder of its parts must not stop the same command."""
+    files = written(tmp_path)
+    merge(files, tmp_path / "merged.h5ad")
+    whole = tree(tmp_path)
+    remove = shutil.rmtree
+    child = os.fork()
+    if child == 0:
+
+        def killed(path: Path, *given: object, **how: object) -> None:
+            if not Path(path).name.endswith(".merged.h5ad.parts"):
+                return remove(path, *given, **how)  # type: ignore[arg-type]
+            for one in sorted(one for one in Path(path).rglob("*") if one.is_file())[:gone]:
+                one.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(shutil, "rmtree", killed)
+        try:
+            merge(files, tmp_path / "merged.h5ad")
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [one for one in tmp_path.iterdir() if one.name.endswith(".parts")], "nothing was left to be removed"
+    merge(files, tmp_path / "merged.h5ad")
+    assert tree(tmp_path) == whole
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

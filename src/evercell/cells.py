@@ -63,7 +63,7 @@ def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed
         The file is missing, damaged or of an unknown kind, or holds no counts. Empty cells are let through here.
     """
     path = Path(path)
-    kind = _kind(path)
+    kind = kind_of(path)
     if backed and kind not in STORED:
         raise CellsError(f"`{path}` cannot be read backed: only {', '.join(STORED)} can", hint="convert it to .h5ad")
     try:
@@ -151,8 +151,14 @@ def _suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def _kind(path: Path) -> str:
-    """What reader a path needs, or an error that says what is wrong with the path."""
+def kind_of(path: Path) -> str:
+    """What reader a path needs.
+
+    Raises
+    ------
+    CellsError
+        If nothing is there, or nothing that is read.
+    """
     suffix = _suffix(path)
     if not path.exists() and any(path.parent.glob(f"{glob.escape(path.name)}*matrix.mtx*")):
         return TENX

@@ -255,10 +255,12 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     except ModelError:
         raise
     except Exception as error:  # every part has errors of its own; to the user they are one
-        known = isinstance(error, EvercellError)
-        what = f": {' '.join(error.message.split())[:300]}" if known else _words(error)
-        hint = (error.hint if known else None) or "copy it again, or train it again"
-        raise ModelError(f"the model `{folder}` cannot be read{what}", hint=hint) from error
+        what, hint = _words(error), None
+        if isinstance(error, EvercellError):
+            what, hint = f": {' '.join(error.message.split())[:300]}", error.hint
+        raise ModelError(
+            f"the model `{folder}` cannot be read{what}", hint=hint or "copy it again, or train it again"
+        ) from error
     if annotator.fingerprint != description.get("fingerprint") or annotator.ledger.head != description.get(
         "ledger_head"
     ):

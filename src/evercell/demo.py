@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evercell.errors import OutputError
 from evercell.examples import EXAMPLES, describe, example_path, load_example
 from evercell.model_card import model_card
+from evercell.outputs import check_model_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,8 +141,8 @@ def run_demo(
 
     Raises
     ------
-    ModelError
-        If ``model`` in the folder is something other than a model.
+    OutputError, ModelError
+        If the folder is a file, or ``model`` in it is something other than a model.
     """
     from evercell.annotation import annotate
     from evercell.cells import write_cells, write_table
@@ -149,6 +151,9 @@ def run_demo(
     from evercell.reporting import write_report
 
     output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"`{output}` is a file, and a folder is needed", hint="choose another --output")
+    check_model_output(output / "model", overwrite=True)
     training = load_example(TRAINED_ON)
     say(f"training on {_called(TRAINED_ON)}")
     model = train(

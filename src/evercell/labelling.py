@@ -19,6 +19,7 @@ from evercell.annotator import BATCH, Annotator
 from evercell.cells import Counts
 from evercell.colours import UNKNOWN
 from evercell.counts import empty_note
+from evercell.gene_names import canonical_genes
 from evercell.genes import Alignment, align
 from evercell.label_sets import lineages, set_names
 from evercell.rejection import Outputs, Rejector
@@ -199,6 +200,13 @@ class Labeller:
                 f"the query did not measure genes that hold {100 * self.lost:.0f} % of the counts the model was "
                 "trained on: the linear member was fitted again on the genes that are there"
             )
+        if self.asked.species != "auto":
+            found = canonical_genes(self.counts.genes, column=self.asked.gene_column).species
+            if found != coverage.species:
+                notes.append(
+                    f"the genes were read as {coverage.species}, as --species says, but their names look {found}: only "
+                    f"those with the same letters in both were found; pass --species {found}, or leave it out"
+                )
         if not rejector.per_cell and rate is not None:
             notes.append(
                 f"`{rejector.name}` calls a cell unknown by the other cells of the query, whatever the rate: "

@@ -1,7 +1,8 @@
 """Wrong uses of each command: `COMMANDS`, name -> the words of the command line.
 
 Words are completed from what the tests make: `{good}` and `{second}` (labelled cells), `{other}` (cells whose genes
-nobody knows), `{model}`, `{text}` (a text file), `{empty}` (an empty folder), `{here}` (a folder to write in).
+nobody knows), `{model}`, `{text}` (a text file), `{empty}` (an empty folder), `{taken}` (a folder whose `model` is no
+model), `{here}` (a folder to write in).
 """
 
 from __future__ import annotations
@@ -175,6 +176,10 @@ COMMANDS: dict[str, str] = {
     "demo seed of text": "demo --seed lucky",
     "example unknown": "example brain --output {here}/b.h5ad",
     "example no folder": "example baron_stage1 --output {here}/no/b.h5ad",
+    "demo over a file": "demo --output {good}",
+    "demo over no model": "demo --output {taken}",
+    "doctor missing file": f"doctor {NO}.h5ad",
+    "doctor unknown kind": "doctor {model}/annotator.json",
     "doctor no model": f"doctor {{good}} --model {NO}",
     "bench no seconds": "bench --seconds 0",
     "bench unknown device": "bench --device tpu",

@@ -64,8 +64,16 @@ def place(model: Annotator, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         one.write_h5ad(path)
     (folder / "notes.txt").write_text("These are my notes.\n")
     (folder / "empty").mkdir()
+    (folder / "taken" / "model").mkdir(parents=True)
+    (folder / "taken" / "model" / "notes.txt").write_text("no model")
     save(model, folder / "model")
-    return {**found, "text": folder / "notes.txt", "empty": folder / "empty", "model": folder / "model"}
+    return {
+        **found,
+        "text": folder / "notes.txt",
+        "empty": folder / "empty",
+        "model": folder / "model",
+        "taken": folder / "taken",
+    }
 
 
 @pytest.fixture(autouse=True)

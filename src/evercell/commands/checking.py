@@ -88,9 +88,12 @@ def doctor(
     Of a file: what it holds, whether its cells look like cells, and what mends it; with --model what the labels of a
     sample of its cells would be like; of an annotated file whether its labels can be believed.
     """
+    from evercell.cells import kind_of
     from evercell.doctor import check_installation, examine, number_of
 
     console: Console = context.obj
+    if file is not None:
+        kind_of(file)  # what is not there has no findings
     if model is not None and file is None:
         raise SettingsError("--model is there to check a file against", hint="give the file too")
     annotator = None if model is None else load_model(model, console)

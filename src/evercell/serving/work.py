@@ -79,6 +79,7 @@ def _done(task: dict[str, Any], pipe: Connection) -> dict[str, Any]:
             pipe.send_bytes(json.dumps({"step": step, "done": done, "total": total}).encode())
 
     folder, name = task["folder"], task["name"]
+    hint: str | None
     try:
         with watched(say), full_disk_told(name):
             return {"facts": tasks.TASKS[task["kind"]](task, say)}
