@@ -84,7 +84,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}
 
-LAZY = ("torch", "scanpy", "matplotlib", "plotly", "sklearn")
+LAZY = ("torch", "scanpy", "matplotlib", "sklearn")
 MOST_LINES = 450
 
 

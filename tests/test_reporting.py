@@ -169,7 +169,7 @@ def test_the_page_asks_no_other_machine(page: Page) -> None:
 
 def test_only_our_scripts_may_run(page: Page) -> None:
     # The label would end our script and start its own if it were let through once.
-    assert len(page.scripts) == 3
+    assert len(page.scripts) == 4
     policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
     allowed = set(re.findall(r"sha256-[^']+", policy or ""))
     ours = {
@@ -177,7 +177,7 @@ def test_only_our_scripts_may_run(page: Page) -> None:
         for script in page.scripts
         if not script.startswith("{")
     }
-    assert allowed == ours and len(ours) == 2
+    assert allowed == ours and len(ours) == 3
     assert "unsafe" not in (policy or "").split("style-src")[0]
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
 

@@ -312,6 +312,9 @@ def test_the_map_and_its_genes(client: Client, upload: Upload, query: Path) -> N
     assert sorted(found["row"]) == list(range(150)) and result["map"]["cells"] == 150
     assert {len(found[name]) for name in ("x", "y", "type", "confidence", "unknown_score", "majority", "cell")} == {150}
     cells = ad.read_h5ad(query)
+    (sample,) = found["samples"]
+    assert sample["column"] == "donor" and len(sample["colours"]) == len(sample["levels"]) == 2
+    assert [sample["levels"][code] for code in sample["codes"]] == list(cells.obs["donor"].iloc[found["row"]])
     gene = client.get(f"{path}/gene", params={"name": cells.var_names[7].lower()}).json()
     counts = np.asarray(cells.X[:, 7].todense()).ravel() / np.asarray(cells.X.sum(axis=1)).ravel()
     shown = np.zeros(150)

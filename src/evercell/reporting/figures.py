@@ -261,9 +261,9 @@ def learning_curve(curve: Sequence[Mapping[str, Any]]) -> Curve | None:
             for row in curve
             if row.get(name) is not None and np.isfinite(float(row[name]))
         ]
-        if points:
+        if len(points) > 1:  # a single point is no line
             lines.append({"name": title, "style": name, "points": " ".join(points)})
-    return Curve(lines, low, high, int(steps))
+    return Curve(lines, low, high, int(steps)) if lines else None
 
 
 def flow_words(table: pd.DataFrame, *, most: int = 8) -> list[dict[str, Any]]:

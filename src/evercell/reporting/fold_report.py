@@ -55,7 +55,7 @@ def write_fold_report(found: CrossValidation, path: str | Path, *, title: str | 
         n_cells=len(found.cells),
         n_folds=int(found.scores["fold"].nunique()),
         by=found.by,
-        figures=[name.replace("_", " ") for name in FIGURES],
+        figures=[name.replace("_f1", "-F1").replace("_", " ") for name in FIGURES],
         methods_table=[
             {"name": str(name), "figures": [(row[(one, "mean")], row[(one, "std")]) for one in FIGURES]}
             for name, row in summary.iterrows()

@@ -13,6 +13,7 @@ from evercell.reporting import findings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 FOLDER = Path(__file__).with_name("page")
 PACKAGES = ("evercell", "scanpy", "anndata", "umap-learn", "scikit-learn", "numpy", "pandas", "torch")
@@ -29,7 +30,7 @@ def write_page(template: str, path: str | Path, **context: Any) -> Path:
         _environment()
         .get_template(template)
         .render(
-            style=_file("style.css"),
+            style=_file("style.css") + _file("map.css"),
             scripts=scripts,
             hashes=[_hash(script) for script in scripts],
             versions=versions(),
@@ -52,6 +53,7 @@ def _environment() -> Environment:
         "plural": findings.plural,
         "number": number,
         "listed": findings.listed,
+        "code": code,
     }
     return page
 
@@ -69,6 +71,18 @@ def _hash(script: str) -> str:
 def number(value: float | None, decimals: int = 3) -> str:
     """A figure, or a dash where there is none."""
     return "–" if value is None or value != value else f"{value:.{decimals}f}"  # noqa: PLR0124 -- NaN
+
+
+def code(text: str) -> Markup:
+    """Text whose words in backticks are set as code; all of it is escaped."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    if len(parts) % 2 == 0:  # one that has no partner is a backtick
+        parts[-2:] = [parts[-2] + "`" + parts[-1]]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
+    )
 
 
 def versions() -> dict[str, str]:

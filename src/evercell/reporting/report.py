@@ -136,7 +136,7 @@ def write_report(
     return write_page(
         "cells.html",
         path,
-        scripts=("map.js", "page.js") if packed else ("page.js",),
+        scripts=("map.js", "cells.js", "page.js") if packed else ("page.js",),
         title=title or "Cell type report",
         key=key,
         overview=overview,

@@ -6,7 +6,6 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,10 @@ from evercell.serving.jobs import Jobs
 from evercell.serving.settings import SUFFIXES, ServerSettings
 
 PAGE = Path(__file__).with_name("page")
-PARTS = {"style.css": "text/css", "app.js": "text/javascript"}
+REPORT = Path(__file__).parents[1] / "reporting" / "page"
+PARTS = {"style.css": PAGE, "app.js": PAGE, "map.css": REPORT, "map.js": REPORT}
+"""Files of the page and the folder of each: its map is that of the report."""
+KINDS = {".css": "text/css", ".js": "text/javascript"}
 WRONG_SECONDS = 0.5  # answer to a wrong token, so that they cannot be tried by the thousand
 
 
@@ -91,24 +93,19 @@ async def _said(request: Request, error: Exception) -> Response:
 
 
 def _page() -> APIRouter:
-    """The page: files as they are in the package, and plotly.js as the package plotly brings it."""
+    """The page: files as they are in the package."""
     router = APIRouter(include_in_schema=False)
-    spec = find_spec("plotly")
-    plotly = Path(str(spec and spec.origin)).with_name("package_data") / "plotly.min.js"
 
     @router.get("/")
     def index() -> FileResponse:
         return FileResponse(PAGE / "index.html", media_type="text/html", headers={"cache-control": "no-cache"})
 
-    @router.get("/page/plotly.min.js")
-    def script() -> FileResponse:
-        return FileResponse(plotly, media_type="text/javascript", headers={"cache-control": "max-age=86400"})
-
     @router.get("/page/{part}")
     def file(part: str) -> FileResponse:
         if part not in PARTS:
             raise HTTPException(404)
-        return FileResponse(PAGE / part, media_type=PARTS[part], headers={"cache-control": "no-cache"})
+        path = PARTS[part] / part
+        return FileResponse(path, media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
     @router.get("/favicon.ico")
     def icon() -> Response:

@@ -36,7 +36,7 @@ from evercell.errors import LabelsError
 from evercell.gene_names import canonical_genes
 from evercell.model_card import model_card
 from evercell.reporting import write_report
-from evercell.reporting.annotated import SAMPLE_COLUMNS
+from evercell.reporting.annotated import SAMPLE_COLUMNS, sample_columns
 from evercell.reporting.cell_map import NEIGHBOURS, drawing_order, stratified_sample, umap
 from evercell.reporting.findings import Overview, attention, summary
 from evercell.serving.corrections import Correction, corrected
@@ -105,7 +105,8 @@ def annotate(task: Task, say: Say) -> dict[str, Any]:
         obs, info = result.obs, result.info
     counts = find_counts(adata, name=name, empty_cells="keep")
     types = _types(obs, info)
-    note = _map(folder, obs, types, drawn, space, say) if options["map"] else "No map was asked for."
+    samples = adata.obs[sample_columns(adata)]
+    note = _map(folder, obs, types, samples, drawn, space, say) if options["map"] else "No map was asked for."
     if not note:
         say("preparing the genes")
         _genes(folder, counts, drawn)
@@ -228,7 +229,15 @@ def _drawn(labels: np.ndarray) -> np.ndarray:
     return drawn[drawing_order(labels[drawn])]
 
 
-def _map(folder: Path, obs: pd.DataFrame, types: pd.DataFrame, drawn: np.ndarray, space: np.ndarray, say: Say) -> str:
+def _map(
+    folder: Path,
+    obs: pd.DataFrame,
+    types: pd.DataFrame,
+    samples: pd.DataFrame,
+    drawn: np.ndarray,
+    space: np.ndarray,
+    say: Say,
+) -> str:
     """Write the map; returns why there is none."""
     if len(drawn) < NEIGHBOURS:
         return f"There is no map: it takes at least {NEIGHBOURS} cells."
@@ -246,6 +255,14 @@ def _map(folder: Path, obs: pd.DataFrame, types: pd.DataFrame, drawn: np.ndarray
     }
     if f"{KEY}_majority" in cells:
         found["majority"] = types.index.get_indexer(pd.Index(cells[f"{KEY}_majority"].astype(str))).tolist()
+    found["samples"] = []
+    for column in samples.columns:
+        codes, levels = pd.factorize(samples[column].astype(str).to_numpy(dtype=object)[drawn], sort=True)
+        shades = type_colours(levels)
+        colours = [shades[one] for one in levels]
+        found["samples"].append(
+            {"column": str(column), "levels": list(levels), "colours": colours, "codes": codes.tolist()}
+        )
     (folder / "map.json").write_text(json.dumps(found), encoding="utf-8")
     return ""
 

@@ -8,7 +8,7 @@ const HEADERS = { "X-Evercell": "1" };
 
 const state = {
   status: null, models: [], file: null, upload: null, job: null, result: null, map: null, labels: [], chosen: null,
-  corrections: [], counts: {}, drawn: 0, gene: null, drag: "", taught: null,
+  corrections: [], counts: {}, gene: null, taught: null,
 };
 
 /* ---- small things ---- */
@@ -26,11 +26,9 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
-const percent = (share) => (share > 0 && share < 0.001 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
+const percent = (share) => (share > 0 && share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(1)}%`);
 const plural = (n, word) => `${number.format(n)} ${word}${n === 1 ? "" : "s"}`;
 const megabytes = (bytes) => `${number.format(Math.max(0.1, Math.round(bytes / 104857.6) / 10))} MB`;
-/* plotly.js reads markup in text; as entities it shows it. */
-const plotText = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 class Problem extends Error {
   constructor(said, status) {
@@ -292,23 +290,16 @@ async function showResult(job) {
     ? `${number.format(result.map.cells)} of ${number.format(result.cells)} cells, sampled by type. Each point is a cell; near points look alike to the model.`
     : "Each point is a cell; near points look alike to the model.");
   if (result.map.cells) {
-    [state.map] = await Promise.all([ask(`api/jobs/${job.id}/map`), plotly()]);
-    const ways = [["label", "Cell type"], ["confidence", "Confidence"], ["unknown_score", "Unknown score"]];
-    if (result.majority) ways.push(["majority", "Majority vote"]);
-    ways.push(["gene", "Gene…"]);
-    $("colour-by").replaceChildren(...ways.map(([value, text]) => el("option", { value }, text)));
+    const map = state.map = await ask(`api/jobs/${job.id}/map`);
+    const ways = [["label", "Cell type"], result.majority && ["majority", "Majority vote"],
+      ...map.samples.map((one, at) => [`sample-${at}`, one.column]),
+      ["confidence", "Confidence"], ["unknown_score", "Unknown score"], ["gene", "Gene…"]];
+    $("colour-by").replaceChildren(...ways.filter(Boolean).map(([value, text]) => el("option", { value }, text)));
     $("gene-row").hidden = true;
-    state.drag = matchMedia("(pointer: coarse)").matches ? "" : "lasso";
+    $("gene").value = "";
+    drawing.place(map.x, map.y);
   }
   takeCorrections(corrections);
-}
-
-function plotly() {
-  if (window.Plotly) return Promise.resolve();
-  return new Promise((resolve, reject) => {
-    const fail = () => reject(new Problem({ error: "the map cannot be drawn: plotly.js was not sent" }));
-    document.head.append(el("script", { src: "page/plotly.min.js", onload: resolve, onerror: fail }));
-  });
 }
 
 /* Colour of a label: that of the result, or one that no other label has. */
@@ -324,7 +315,7 @@ function colourOf(name) {
 }
 
 function takeCorrections({ corrections, counts }) {
-  Object.assign(state, { corrections, counts, chosen: null, drawn: state.drawn + 1 });
+  Object.assign(state, { corrections, counts, chosen: null });
   if (state.map) {
     const place = new Map(state.map.row.map((row, i) => [row, i]));
     const labels = state.labels = state.map.type.map((code) => state.result.types[code].name);
@@ -339,7 +330,7 @@ function takeCorrections({ corrections, counts }) {
   drawMap();
 }
 
-const NUMBERS = ["Cells", "Confidence", "By vote", "Corrected"];
+const NUMBERS = ["Cells", "Confidence", "By vote", "Now"];
 const OPTIONAL = ["Share", "By vote", "Ontology"]; /* not on a phone */
 
 function drawTypes() {
@@ -347,7 +338,7 @@ function drawTypes() {
   const changed = corrections.length > 0;
   const names = [...result.types.map((one) => one.name), ...Object.keys(counts)
     .filter((name) => !result.types.some((one) => one.name === name))];
-  const head = ["Type", "Cells", "Share", "Confidence", result.majority && "By vote", changed && "Corrected", "Ontology", ""];
+  const head = ["Type", "Cells", "Share", "Confidence", result.majority && "By vote", changed && "Now", "Ontology", ""];
   $("types-head").replaceChildren(el("tr", {}, ...head.filter((one) => one !== false).map((one) => el("th", {
     scope: "col",
     class: [NUMBERS.includes(one) && "number", OPTIONAL.includes(one) && "optional"].filter(Boolean).join(" "),
@@ -397,96 +388,66 @@ function drawComposition() {
 
 /* ---- the map ---- */
 
-const theme = () => {
-  const style = getComputedStyle(document.documentElement);
-  const of = (name) => style.getPropertyValue(`--${name}`).trim();
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  return {
-    ink: of("ink"), card: of("card"), line: of("line"),
-    scale: dark ? [[0, "#2a3644"], [0.35, "#2f6f8f"], [0.7, "#4fc3b0"], [1, "#f4e87c"]]
-      : [[0, "#dfe5ec"], [0.35, "#8fb8dd"], [0.7, "#2f6fb3"], [1, "#132a5e"]],
-  };
-};
+const drawing = cellMap({
+  canvas: $("cells"), tip: $("tip"), legend: $("legend"), scale: $("scale"), tools: $("tools"), drag: "lasso", said: aboutCell,
+  selected: (inside) => {
+    const places = inside ? [...inside.keys()].filter((i) => inside[i]) : [];
+    choose(places.length ? { places, text: describe(places) } : null);
+  },
+});
 
-function drawMap() {
-  const { map, result } = state;
-  if (!map || !window.Plotly) return;
-  const way = $("colour-by").value || "label";
-  const look = theme();
-  const marker = { size: map.x.length > 5000 ? 3.5 : map.x.length > 1000 || innerWidth < 640 ? 5 : 7, opacity: 0.9 };
-  let words = state.labels;
-  let labels = null;
-  if (way === "label" || way === "majority") {
-    labels = way === "label" ? state.labels : map.majority.map((code) => result.types[code].name);
-    const colours = new Map([...new Set(labels)].map((name) => [name, colourOf(name)]));
-    marker.color = labels.map((name) => colours.get(name));
-    words = labels;
-  } else {
-    const gene = way === "gene" ? state.gene : null;
-    if (way === "gene") {
-      marker.color = new Array(map.x.length).fill(0);
-      if (gene) gene.cells.forEach((cell, i) => { marker.color[cell] = gene.values[i]; });
-    } else marker.color = map[way];
-    const title = gene ? gene.symbol : { confidence: "confidence", unknown_score: "unknown score", gene: "" }[way];
-    Object.assign(marker, {
-      colorscale: look.scale, cmin: way === "confidence" ? 0 : undefined, cmax: way === "confidence" ? 1 : undefined,
-      colorbar: { title: { text: plotText(title), side: "right" }, thickness: 10, len: 0.6, outlinewidth: 0, x: 1, xpad: 4 },
-    });
-    words = state.labels.map((name, i) => `${name}, ${title} ${marker.color[i] ?? "–"}`);
+/* The cells coloured in one of the ways, as the map takes it. */
+function layer(way) {
+  const { map, result, gene } = state;
+  if (way === "label") return ofLabels(way, state.labels);
+  if (way === "majority") return ofLabels(way, map.majority.map((code) => result.types[code].name));
+  if (way === "gene") {
+    const values = new Array(map.x.length).fill(0), high = gene.values.reduce((most, one) => Math.max(most, one), 0);
+    gene.cells.forEach((cell, i) => { values[cell] = gene.values[i]; });
+    return { id: way, gene: true, low: 0, high, steps: steps(values, 0, high) };
   }
-  const trace = {
-    type: webgl() ? "scattergl" : "scatter", mode: "markers", x: map.x, y: map.y, marker,
-    text: words.map((word, i) => `${plotText(word)}<br>${plotText(map.cell[i])}<br>confidence ${map.confidence[i].toFixed(2)}`),
-    hovertemplate: "%{text}<extra></extra>",
-    selectedpoints: state.chosen && state.chosen.places ? state.chosen.places
-      : state.chosen && state.chosen.was ? indices(state.labels, state.chosen.was) : null,
-    selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 0.15 } },
-  };
-  const axis = { visible: false, zeroline: false, showgrid: false };
-  const layout = {
-    autosize: true, margin: { l: 4, r: 4, t: 4, b: 4 }, showlegend: false, dragmode: state.drag || false, hovermode: "closest",
-    paper_bgcolor: look.card, plot_bgcolor: look.card, font: { color: look.ink, size: 12 }, uirevision: state.job.id,
-    xaxis: axis, yaxis: axis, newselection: { line: { color: look.ink, width: 1.5 } },
-    selectionrevision: state.drawn, /* what a lasso drew is kept as long as this stays */
-    hoverlabel: { bgcolor: look.card, bordercolor: look.line, font: { color: look.ink } }, selections: [],
-  };
-  const scrollZoom = matchMedia("(pointer: coarse)").matches;
-  window.Plotly.react("map", [trace], layout, { displayModeBar: false, responsive: true, scrollZoom, doubleClick: "reset" });
-  if (!$("map").dataset.ready) {
-    $("map").dataset.ready = "yes";
-    $("map").on("plotly_selected", (event) => {
-      const places = event ? event.points.map((one) => one.pointIndex) : [];
-      if (places.length) choose({ places, text: describe(places) });
-    });
-  }
-  const names = labels ? Object.entries(count(labels)).sort((a, b) => b[1] - a[1]) : [];
-  $("legend").replaceChildren(...names.map(([name, n]) => el("li", {}, swatch(colourOf(name)), `${name} `, el("span", { class: "soft" }, number.format(n)))));
-  for (const button of document.querySelectorAll("[data-drag]")) button.setAttribute("aria-pressed", button.dataset.drag === state.drag);
+  if (way.startsWith("sample-")) return { id: way, named: false, ...map.samples[Number(way.slice(7))] };
+  const there = map[way].filter((one) => one !== null);
+  const [low, high] = way === "confidence" ? [0, 1]
+    : there.reduce((ends, one) => [Math.min(ends[0], one), Math.max(ends[1], one)], [Infinity, -Infinity]);
+  return { id: way, low: there.length ? low : 0, high: there.length ? high : 0, steps: steps(map[way], low, high) };
 }
 
-const indices = (labels, name) => labels.flatMap((one, i) => (one === name ? [i] : []));
+function ofLabels(id, labels) {
+  const levels = [...new Set(labels)], codes = new Map(levels.map((name, code) => [name, code]));
+  return { id, named: true, levels, colours: levels.map(colourOf), codes: Uint16Array.from(labels, (name) => codes.get(name)) };
+}
 
-function count(labels) {
-  const found = {};
-  for (const name of labels) found[name] = (found[name] || 0) + 1;
-  return found;
+/* Numbers as steps 0 to 254 of the way from low to high; 255 stands for none. */
+const steps = (values, low, high) => Uint8Array.from(values, (one) => (one === null ? 255
+  : one > low ? Math.max(1, Math.round(254 * Math.min(1, (one - low) / (high - low)))) : 0));
+
+function drawMap() {
+  if (!state.map) return;
+  const way = $("colour-by").value;
+  if (way === "gene" && !state.gene) return; /* until one is named, the colours stay */
+  drawing.colour(layer(way));
+}
+
+function aboutCell(i) {
+  const { map, gene, labels } = state, way = $("colour-by").value;
+  const lines = [labels[i], map.cell[i], `confidence ${map.confidence[i].toFixed(2)}`];
+  if (way === "unknown_score") lines.push(`unknown score ${map.unknown_score[i] ?? "–"}`);
+  if (way === "majority") lines.push(`by vote ${state.result.types[map.majority[i]].name}`);
+  if (way.startsWith("sample-")) { const sample = map.samples[Number(way.slice(7))]; lines.push(`${sample.column} ${sample.levels[sample.codes[i]]}`); }
+  if (way === "gene" && gene) lines.push(`${gene.symbol} ${(gene.values[gene.cells.indexOf(i)] ?? 0).toFixed(2)}`);
+  return lines.join("\n");
 }
 
 function describe(places) {
-  const most = Object.entries(count(places.map((i) => state.labels[i]))).sort((a, b) => b[1] - a[1]);
+  const found = new Map();
+  for (const i of places) found.set(state.labels[i], (found.get(state.labels[i]) ?? 0) + 1);
+  const most = [...found].sort((a, b) => b[1] - a[1]);
   const words = most.slice(0, 3).map(([name, n]) => `${number.format(n)} ${name}`).join(", ");
   return `${plural(places.length, "cell")} (${words}${most.length > 3 ? " and others" : ""})`;
 }
 
-let hasWebgl;
-function webgl() {
-  if (hasWebgl === undefined) {
-    try { hasWebgl = Boolean(document.createElement("canvas").getContext("webgl")); } catch { hasWebgl = false; }
-  }
-  return hasWebgl;
-}
-
-async function colourBy() {
+function colourBy() {
   const gene = $("colour-by").value === "gene";
   $("gene-row").hidden = !gene;
   if (gene && !state.gene) $("gene").focus();
@@ -515,9 +476,7 @@ async function showGene() {
 
 function choose(chosen) {
   state.chosen = chosen;
-  if (!chosen || chosen.was) state.drawn += 1;
   drawChosen();
-  drawMap();
   if (chosen) $("new-label").focus({ preventScroll: true });
 }
 
@@ -525,6 +484,15 @@ function drawChosen() {
   $("relabel").hidden = !state.chosen;
   $("selected").textContent = state.chosen ? `Selected: ${state.chosen.text}` : "";
   if (!state.chosen) $("new-label").value = "";
+  if (state.map) drawing.select(state.chosen && chosenCells(state.chosen));
+}
+
+/* 1 for each cell of the map that is chosen. */
+function chosenCells({ places, was }) {
+  if (was) return Uint8Array.from(state.labels, (label) => Number(label === was));
+  const found = new Uint8Array(state.labels.length);
+  for (const i of places) found[i] = 1;
+  return found;
 }
 
 async function relabel() {
@@ -649,15 +617,10 @@ $("forget").addEventListener("click", act(async () => { await ask(`api/jobs/${st
 $("colour-by").addEventListener("change", act(colourBy));
 $("gene").addEventListener("input", act(findGenes));
 $("gene").addEventListener("change", act(showGene));
-for (const button of document.querySelectorAll("[data-drag]")) {
-  button.addEventListener("click", () => { state.drag = state.drag === button.dataset.drag ? "" : button.dataset.drag; drawMap(); });
-}
-$("whole").addEventListener("click", () => window.Plotly.relayout("map", { "xaxis.autorange": true, "yaxis.autorange": true }));
 $("relabel").addEventListener("submit", act(relabel));
 $("clear-selection").addEventListener("click", () => choose(null));
 $("undo").addEventListener("click", act(undo));
 for (const button of document.querySelectorAll("[data-file]")) button.addEventListener("click", act(() => download(button)));
 $("teach").addEventListener("submit", act(teach));
 $("teach-cancel").addEventListener("click", act(async () => { if (state.taught) await ask(`api/jobs/${state.taught.id}/cancel`, { method: "POST" }); }));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
 act(begin)();
