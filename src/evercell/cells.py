@@ -33,7 +33,7 @@ TENX = "10x matrix.mtx"
 TABLES = (".csv", ".tsv", ".txt")
 STORED = (".h5ad", ".zarr", ".h5", ".hdf5")  # kinds whose matrices can stay in the file
 TABLE_ROWS = 1000  # rows of a dense table parsed at a time, then kept sparse
-FORMULA = re.compile(r"[=@\t\r]|[+-].*[(|!=]")
+FORMULA = re.compile(r"[=@\t\r\n\uff1d\uff20]|[+\uff0b\uff0d-].*[(|!=]", re.DOTALL)  # and their wide forms
 PRINTED_ROWS = 50_000  # rows of a table made into text at a time
 
 
@@ -134,15 +134,29 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with no text that a spreadsheet runs; numbers, and names such as ``-`` or ``+ve``, are left."""
+    """The table with no text that a spreadsheet runs, in names of rows and columns too; numbers, and names such as
+    ``-`` or ``+ve``, are left. A carriage return becomes a blank: where it is not quoted it ends the row.
+    """
+
+    def risky(one: object) -> bool:
+        return isinstance(one, str) and ("\r" in one or FORMULA.match(one) is not None)
+
+    def mended(one: object) -> object:
+        return ("'" if FORMULA.match(one) else "") + one.replace("\r", " ") if isinstance(one, str) else one
+
+    def named(labels: pd.Index) -> pd.Index:
+        return labels.map(mended) if any(map(risky, labels)) else labels
 
     def harmless(values: pd.Series) -> pd.Series:
+        if values.dtype.kind in "biufc":
+            return values
         text = values.astype(object).where(values.notna(), None)
-        risky = text.map(lambda one: isinstance(one, str) and FORMULA.match(one) is not None)
-        return text.where(~risky, "'" + text.astype(str)) if risky.any() else values
+        return text.map(mended) if text.map(risky).any() else values
 
-    columns = {name: harmless(frame[name]) for name in frame.columns if frame[name].dtype.kind not in "biufc"}
-    return frame.assign(**columns) if frame.columns.is_unique else frame
+    columns = [harmless(frame.iloc[:, number]) for number in range(frame.shape[1])]
+    found = pd.concat(columns, axis=1) if columns else frame.copy(deep=False)
+    found.columns, found.index = named(frame.columns), named(frame.index)
+    return found
 
 
 def _suffix(path: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evercell.annotation import annotate
 from evercell.annotator import Annotator
 from evercell.cells import read_cells, write_table
 from evercell.celltypes import CellTypes
@@ -20,6 +21,8 @@ from evercell.checkpoint import load, save
 from evercell.commands.console import Console, visible
 from evercell.errors import CellsError
 from evercell.model_card import model_card
+from evercell.reporting import write_report
+from evercell.testing import synthetic_cells
 
 from .cell_files import CELL_FILES
 
@@ -49,6 +52,9 @@ def test_tables_hold_no_formulas(tmp_path: Path) -> None:
         assert again[column].tolist() == [*("'" + one for one in odd[:4]), *odd[4:8], ""]
     assert again["number"].astype(float).tolist() == frame["number"].tolist()
     assert frame["text"].tolist() == odd
+    names = pd.DataFrame([[1, 2]], index=pd.Index(["=1+1"], name="cell"), columns=["=HYPERLINK(1)", "=HYPERLINK(1)"])
+    write_table(names, tmp_path / "n.csv")
+    assert (tmp_path / "n.csv").read_text() == "cell,'=HYPERLINK(1),'=HYPERLINK(1)\n'=1+1,1,2\n"
 
 
 def test_a_model_card_holds_no_html(model: Annotator, tmp_path: Path) -> None:
@@ -57,6 +63,21 @@ def test_a_model_card_holds_no_html(model: Annotator, tmp_path: Path) -> None:
     assert "<" not in card and "](" not in card and "&#60;img" in card
     assert all(name in model_card(model) for name in model.types.names)
     assert load(save(hostile, tmp_path / "m", card=card)).types.names[0] == HTML  # stored as it is
+
+
+def test_a_report_shows_odd_names_as_they_are(model: Annotator, tmp_path: Path) -> None:
+    """Of types, samples, genes, cells, model and title: no element of theirs, no template, no script that they end."""
+    odd = (HTML, "</script><script>alert(2)</script>", "{{7*7}}{%raw%}", "a\u2028b\u2029' onload='alert(3)")
+    hostile = replace(model, types=CellTypes(odd, (1,) * 4, (None,) * 4))
+    cells = synthetic_cells(40, seed=1)
+    cells.obs["donor"] = np.array(odd, dtype=object)[np.arange(40) % 4]
+    cells.obs_names = [f"{odd[number % 4]}{number}" for number in range(40)]
+    cells.var_names = [*odd, *cells.var_names[4:]]
+    annotate(hostile, cells, model_name=HTML, reject="off", shown=False, inplace=True)
+    assert set(cells.obs["evercell"]) <= set(odd)
+    page = write_report(cells, tmp_path / "report.html", title=odd[1], warnings=list(odd)).read_text(encoding="utf-8")
+    assert "<img src=x" not in page and "<script>alert" not in page and "' onload='" not in page
+    assert "{{7*7}}" in page and "&lt;img src=x" in page
 
 
 PROGRAM = """
