@@ -113,7 +113,7 @@ def main() -> None:
             print(
                 f"{n:,} cells: {path.stat().st_size / 1e6:.1f} MB, {seconds:.0f} s ({busy:.0f} s of a core)", flush=True
             )
-            found = in_browser(path, str(cells.var_names[int(np.argmax(np.asarray(cells.X.sum(axis=0)).ravel()))]))
+            found = in_browser(path)
             print(
                 "  in the browser, ms: " + ", ".join(f"{name} {value:.0f}" for name, value in found.items()), flush=True
             )

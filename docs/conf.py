@@ -37,6 +37,7 @@ html_theme = "furo"
 html_title = f"evercell {release}"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
+html_js_files = ["accessible.js"]
 html_copy_source = False
 html_domain_indices = False
 copybutton_exclude = ".linenos, .gp, .go"

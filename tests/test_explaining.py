@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -330,7 +331,9 @@ def test_the_page_escapes_names_and_holds_every_gene(found: ec.Explanation, tmp_
     assert "script" not in read.tags
     assert hostile in read.text
     assert all(gene in read.text for gene in found.genes["gene"])
-    assert found.reasons[1].sentence() in read.text
+    assert found.reasons[1].sentence().replace("`", "") in read.text  # as code
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', text)
+    assert len(set(regions)) == len(regions) >= 4
     assert "http://" not in text and "https://" not in text
 
 

@@ -25,6 +25,7 @@ from evercell.ontology import term
 from evercell.reporting import cell_map, figures, findings, report, write_report
 from evercell.reporting.known_markers import _table, known_markers
 from evercell.reporting.markers import rank_markers
+from evercell.reporting.page import code as as_code
 from evercell.reporting.stages import history
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -189,6 +190,17 @@ def test_text_of_the_data_is_text(page: Page) -> None:
     shown = page.map
     assert HOSTILE in shown["columns"][0]["levels"]  # the script puts them in as text nodes
     assert HOSTILE_GENE in {gene["name"] for gene in shown["genes"]}
+
+
+def test_words_in_backticks_are_code_and_escaped() -> None:
+    assert as_code("see `<b>` and `x`") == "see <code>&lt;b&gt;</code> and <code>x</code>"
+    assert as_code("one ` alone <i>") == "one ` alone &lt;i&gt;"
+
+
+def test_a_curve_of_one_point_is_no_curve() -> None:
+    assert figures.learning_curve([{"step": 1, "loss": 2.0, "validation": 1.0}]) is None
+    found = figures.learning_curve([{"step": 1, "loss": 2.0, "validation": 1.0}, {"step": 2, "validation": 0.5}])
+    assert found is not None and [line["style"] for line in found.lines] == ["validation"]
 
 
 def test_the_summary_says_what_was_found(page: Page) -> None:

@@ -48,7 +48,7 @@ def _section(name: str, command: Any) -> Iterator[str]:
         names, text = re.sub(r" <[\w\[\]]+>$", "", found[0]), found[1]
         rows.append(f"| `{_cell(names)}` | {_escaped(_cell(text))} |")
     if rows:
-        yield "\n".join(["| | |", "|---|---|", *rows])
+        yield "\n".join(["| argument or option | meaning |", "|---|---|", *rows])
     if command.epilog:
         lines = re.sub(r"\x08|\\b", "", command.epilog).splitlines()
         examples = "\n".join(line.strip() for line in lines if line.strip().startswith("evercell "))

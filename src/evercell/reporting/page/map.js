@@ -149,7 +149,7 @@ function cellMap({ canvas, tip, legend, scale, tools, drag, said, selected }) {
       context.fillStyle = `rgb(${ink.join(" ")})`; context.fillText(name, x, y);
     }
   };
-  /** Of each label the median of its cells in the fullest of 12 x 12 fields: on its largest island, never in a gap. */
+  /** Of each label the median of its cells in and around the fullest of 12 x 12 fields: on its largest island, not in a gap. */
   const centres = (codes, levels) => {
     const fields = Array.from({ length: levels }, () => new Map());
     for (let i = 0; i < n; i++) {
@@ -160,8 +160,10 @@ function cellMap({ canvas, tip, legend, scale, tools, drag, said, selected }) {
     }
     return fields.map((found) => {
       if (!found.size) return null;
-      const fullest = [...found.values()].reduce((best, one) => (one.length > best.length ? one : best));
-      const middle = (of) => Float32Array.from(fullest, (i) => of[i]).sort()[fullest.length >> 1];
+      const [fullest] = [...found].reduce((best, one) => (one[1].length > best[1].length ? one : best));
+      const beside = (field) => Math.abs(field % 12 - fullest % 12) < 2 && Math.abs(Math.floor(field / 12) - Math.floor(fullest / 12)) < 2;
+      const island = [...found].flatMap(([field, cells]) => (beside(field) ? cells : []));
+      const middle = (of) => Float32Array.from(island, (i) => of[i]).sort()[island.length >> 1];
       return [middle(px), middle(py), [...found.values()].reduce((sum, one) => sum + one.length, 0)];
     });
   };
