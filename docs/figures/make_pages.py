@@ -47,13 +47,13 @@ def report(browser: Any, folder: Path) -> None:
 def page(browser: Any, file: Path) -> None:
     """The page with a result, some cells inside a lasso."""
     with served() as address:
-        page = browser.new_page(viewport={"width": WIDTH, "height": 900})
+        # So high that nothing scrolls: the field for a label else stays in sight above the map.
+        page = browser.new_page(viewport={"width": WIDTH, "height": 2200})
         page.goto(address)
         page.set_input_files("#file", file)
         page.check("input[value=human-pancreas]")
         page.click("#go")
         page.wait_for_selector("#legend button", timeout=10 * MINUTE)
-        page.locator("#cells").scroll_into_view_if_needed()
         box = page.locator("#cells").bounding_box()
         for place, (x, y) in enumerate(LASSO):
             page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
@@ -63,7 +63,7 @@ def page(browser: Any, file: Path) -> None:
         page.wait_for_selector("#relabel:visible")
         page.wait_for_timeout(500)
         box = page.locator("#relabel").bounding_box()
-        clip = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + page.evaluate("scrollY") + box["height"] + 16}
+        clip = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + 16}
         kept(page.screenshot(full_page=True, clip=clip), "page.png")
 
 
