@@ -42,6 +42,8 @@ SHORT: dict[str, list[str]] = {
     "train": ["--no-refit", "--overwrite"],
     "explain": ["--max-cells", "3"],
     "bench": ["--seconds", "3"],
+    "crossval": ["--folds", "2"],
+    "compare": ["--folds", "2"],
 }
 """Options that are added to a command, to save time."""
 

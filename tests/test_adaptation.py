@@ -9,6 +9,7 @@ import pytest
 from scipy.sparse import vstack
 
 import evercell as ec
+from evercell import adaptation
 from evercell.adaptation import LOST, familiar, fitted_to, lost_share
 from evercell.annotator import Annotator
 from evercell.genes import align
@@ -99,3 +100,21 @@ def test_the_refitted_linear_member_weighs_the_same_whatever_share_the_model_giv
     one, other = (fitted_to(dataclasses.replace(model, linear_share=share), measured) for share in (0.5, 0.2))
     view = View.whole(model.bank.counts.multiply(measured).tocsr(), measured)
     np.testing.assert_array_equal(one.outputs(view).log_proba, other.outputs(view).log_proba)
+
+
+def test_a_fit_is_made_once(model: Annotator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the same model read twice and the same genes; only the last fits are kept."""
+    fits: list[int] = []
+    fit = adaptation._fit
+    monkeypatch.setattr(adaptation, "_fit", lambda *asked: fits.append(1) or fit(*asked))
+    monkeypatch.setattr(adaptation, "_FITS", {})
+    panels = [np.arange(len(model.vocabulary)) % step != 0 for step in (2, 3, 4)]
+    first = fitted_to(model, panels[0])
+    assert fitted_to(dataclasses.replace(model), panels[0]) is first
+    assert fitted_to(model, panels[1]) is not first
+    assert fitted_to(dataclasses.replace(model, temperature=2 * model.temperature), panels[0]) is not first
+    assert len(fits) == 3
+    monkeypatch.setattr(adaptation, "REMEMBERED", 2)
+    fitted_to(model, panels[2])
+    assert len(adaptation._FITS) == 2
+    assert fitted_to(model, panels[0]) is not first

@@ -6,19 +6,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 import pytest
 from pages import PAGES, Block, Reader, Run, blocks
 
-from evercell import adaptation
 from evercell.annotation import annotate
-from evercell.annotator import Annotator
 from evercell.backbones import BACKBONES
 from evercell.checkpoint import load
 from evercell.comparison import METHODS
@@ -33,20 +29,6 @@ SAMPLES, TEACH = 640, 3200
 """Most cells that a training of a page draws; on the page where a model has to learn something, and for the demo."""
 
 
-@lru_cache(maxsize=16)
-def fitted_once(fingerprint: str, measured: bytes) -> dict[str, Annotator]:
-    """Where the fit of a model to the genes of a query is kept: pages label the same study with the same model."""
-    return {}
-
-
-def fitted_to(model: Annotator, measured: np.ndarray) -> Annotator:
-    """As `adaptation.fitted_to`, once for each model and genes."""
-    kept = fitted_once(model.fingerprint, measured.tobytes())
-    if "fitted" not in kept:
-        kept["fitted"] = adaptation.fitted_to(model, measured)
-    return kept["fitted"]
-
-
 def shortened(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     """Trainings of so many cells at most, smaller examples in Python, and no map."""
 
@@ -54,7 +36,6 @@ def shortened(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
         few = replace(settings, samples=min(settings.samples, samples), evaluations=min(settings.evaluations, 3))
         return fit(model, loss, few, **options)
 
-    monkeypatch.setattr("evercell.labelling.fitted_to", fitted_to)
     monkeypatch.setattr(
         "evercell.choosing.annotate", lambda *cells, **asked: annotate(*cells, **asked | {"adapt": False})
     )

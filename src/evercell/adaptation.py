@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 
@@ -39,6 +40,12 @@ MOST_TYPES = 0.8
 
 HIGH = 0.9
 """Quantile of the bank's unknown scores whose move the rejection thresholds follow."""
+
+REMEMBERED = 8
+"""Fits that are kept. One is little more than the light members; the transformer is that of the model."""
+
+_FITS: dict[tuple[object, ...], Annotator] = {}  # the last used at the end
+_LOCK = Lock()
 
 
 def lost_share(model: Annotator, measured: np.ndarray) -> float:
@@ -77,6 +84,31 @@ def familiar(model: Annotator, measured: np.ndarray) -> bool:
 
 def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annotator:
     """The model with light members, temperature, rejector and label sets fitted to the genes `measured` (G,).
+
+    The last `REMEMBERED` fits are kept: `--model auto` tries a model before it is used, and files of one platform
+    measured the same genes.
+    """
+    bank = model.bank
+    key = (
+        model.fingerprint,
+        str(model.device),
+        bank.studies.tobytes(),
+        bank.measured.tobytes(),
+        measured.tobytes(),
+        seed,
+    )
+    with _LOCK:
+        found = _FITS.pop(key, None)
+    found = _fit(model, measured, seed) if found is None else found
+    with _LOCK:
+        _FITS[key] = found
+        while len(_FITS) > REMEMBERED:
+            del _FITS[next(iter(_FITS))]
+    return found
+
+
+def _fit(model: Annotator, measured: np.ndarray, seed: int) -> Annotator:
+    """The fit itself.
 
     Temperature and thresholds are set on bank cells that the linear fit before them did not see. The bank is
     class-balanced, so every type is held to be equally common. The thresholds of unknown cells and of label sets come
