@@ -333,6 +333,7 @@ def test_a_worker_of_ray_that_is_killed_costs_its_part_only(
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray makes a token there
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests, nice workers come to nothing
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     before = dict(os.environ)
     with monkeypatch.context() as patch:

@@ -161,7 +161,9 @@ def test_exit_codes_and_json(
     found = json.loads(out)
     assert (code, found["ok"], found["warnings"]) == (1, True, 1)
     assert {tuple(one) for one in found["findings"]} == {("severity", "subject", "found", "expected", "cause", "mend")}
-    code, out = run(str(tmp_path / "none.h5ad"), "--json")
+    assert run(str(tmp_path / "none.h5ad"), "--json") == (2, "")  # an error as of any command, not a finding
+    (tmp_path / "damaged.h5ad").write_text("no cells")
+    code, out = run(str(tmp_path / "damaged.h5ad"), "--json")
     assert (code, json.loads(out)["errors"]) == (2, 1)
 
 
