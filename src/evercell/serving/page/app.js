@@ -273,7 +273,7 @@ async function showResult(job) {
   $("result-title").textContent = result.name;
   $("summary").textContent = result.summary.join(" ");
   $("chosen").hidden = !result.chosen;
-  $("chosen").textContent = result.chosen ? capital(result.chosen.replaceAll("`", "")) : "";
+  $("chosen").textContent = result.chosen ? `The model ${result.chosen.replaceAll("`", "")}.` : "";
   $("attention").hidden = !result.attention.length;
   $("attention").replaceChildren(...result.attention.map((one) =>
     el("li", {}, el("span", { class: "strong" }, one.finding), " ", one.mend)));
