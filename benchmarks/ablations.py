@@ -7,7 +7,7 @@ Each variant is pretrained by `runs/pretrain.sh --without-tasks` with the same s
 study of any task is seen; the model is kept in DIR, and an interrupted run is taken up again. Then `transfer.py`'s
 tasks are labelled by a head on thirty labelled cells a type: by the transformer `alone` or, with `--whole`, by the
 model that `transfer.py` trains with the method `head`, two thirds of which, the linear member and the profiles of the
-types, are the same in all variants.
+types, are the same in all variants. Beside them `from-nothing` trains the whole transformer on the thirty cells.
 
 The tasks are test tasks: these figures say what helps, and choose no default.
 """
@@ -34,7 +34,9 @@ import evercell as ec
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "ablations.csv"
 HELD_OUT = ("pbmc1k_v3_10x", "mca_stomach_intestine_small", "htan_breast_liver_met")  # of runs/pretrain.sh
+FROM_NOTHING = "from-nothing"
 VARIANTS: dict[str, tuple[str, ...]] = {
+    FROM_NOTHING: (),
     "reference": (),
     "no-masked-expression": ("--weight", "masked=0"),
     "no-contrast": ("--weight", "contrast=0"),
@@ -97,19 +99,22 @@ def run(variant: str, asked: argparse.Namespace) -> None:
     ]
     if not names:
         return
-    output, seconds = pretrained(variant, asked.folder, asked.samples)
-    base = ec.load(output)
-    metrics = base.ledger.stages[-1].facts["metrics"]
+    base, seconds, metrics = None, float("nan"), {}
+    if variant != FROM_NOTHING:
+        output, seconds = pretrained(variant, asked.folder, asked.samples)
+        base = ec.load(output)
+        metrics = base.ledger.stages[-1].facts["metrics"]
+    training = "scratch" if base is None else "head"
     others = {} if asked.whole else {"linear": False, "profiles": False, "refit": False, "rejector": "confidence"}
-    label = evercell("head", base, {}, **others)
+    label = evercell(training, base, {}, **others)
     for name in names:
-        found = scored(name, "head", label, 30, 0)
+        found = scored(name, training, label, 30, 0)
         row = {
             **{"variant": variant, "task": name, "samples": asked.samples, "method": method},
             **{figure: found[figure] for figure in ("family", *FIGURES)},
             **{figure: round(metrics.get(figure, float("nan")), 4) for figure in OF_PRETRAINING},
             "seconds_pretrain": seconds,
-            "base": base.fingerprint[:12],
+            "base": base.fingerprint[:12] if base is not None else "",
             "commit": _commit(),
             "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         }

@@ -213,7 +213,10 @@ def tried(path: Path) -> str:
         process.kill()
         process.join()
         return "FINDING: hangs"
-    return mine.recv() if mine.poll() else f"FINDING: died with exit code {process.exitcode}"
+    try:
+        return str(mine.recv())
+    except EOFError:
+        return f"FINDING: died with exit code {process.exitcode}"
 
 
 def main() -> int:

@@ -137,14 +137,13 @@ def of_store(path: Path) -> str | None:
 
 
 def of_folds(path: Path) -> str | None:
-    """Digest of the scores of a cross-validation; its figures come after."""
-    file = path / "scores.csv"
-    if not file.exists() or not (path / "folds.html").exists():
+    """Digest of the scores of a cross-validation whose last table is there; seconds differ."""
+    file = path / "folds.csv"
+    scores = pd.read_csv(file) if file.exists() else None
+    if scores is None or not all((path / f"confusion-{method}.csv").exists() for method in scores["method"]):
         return None
-    scores = pd.read_csv(file)
-    return hashlib.sha256(
-        scores.drop(columns=[one for one in scores if "seconds" in one]).to_csv().encode()
-    ).hexdigest()
+    kept = scores[[name for name in scores if "seconds" not in name]]
+    return hashlib.sha256(kept.to_csv().encode()).hexdigest()
 
 
 ANNOTATE = ["--model", "model", "--output"]
@@ -207,7 +206,7 @@ SCENARIOS: dict[str, Scenario] = {
             "--labels",
             "cell_type",
             "--by",
-            "random",
+            "stratified",
             "--folds",
             "2",
             *SMALL,
