@@ -25,6 +25,7 @@ SMALL = 1 << 29
 MOST_PACKED = 500
 """Bytes read per byte stored; a dense matrix of counts with one in 200 not zero, gzipped, stays below."""
 PACKED_TEXT = 1100  # characters that gzip can make of a byte, at most
+ASCII = bytes(range(32, 127)) + b"\t\r\n"
 MOST_OBJECTS = 1_000_000
 ARRAYS = ("data", "indices", "indptr")
 POINTERS = ("/indices", "/indptr")
@@ -158,12 +159,13 @@ def vet_matrix_market(path: Path) -> tuple[int, int]:
     Raises
     ------
     CellsError
-        It declares more values than it can hold.
+        It declares more values than it can hold, or its values are no text: SciPy's reader ends the process over NUL.
     """
     with lines_of(path) as file:
         line = file.readline().decode("ascii", "replace")
         while line.startswith("%"):
             line = file.readline().decode("ascii", "replace")
+        text = not any(part.translate(None, ASCII) for part in iter(lambda: file.read(1 << 20), b""))
     words = line.split()
     if not 2 <= len(words) <= 3 or not all(word.isdecimal() for word in words):
         raise CellsError(
@@ -171,6 +173,8 @@ def vet_matrix_market(path: Path) -> tuple[int, int]:
             hint="copy or download the file again",
         )
     n_rows, n_columns, n_values = (*map(int, words), 0)[:3] if len(words) == 2 else map(int, words)
+    if not text:
+        raise CellsError(f"`{path}` is damaged: among its values are bytes that are no text", hint=COPY)
     packed = PACKED_TEXT if path.suffix.lower() == ".gz" else 1
     most = min(n_rows * n_columns, path.stat().st_size * packed // len("1 1\n"))
     if n_values > most:

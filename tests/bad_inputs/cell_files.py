@@ -594,6 +594,7 @@ for _name, _matrix in {
     "mtx_row_out_of_range": f"{HEAD}60 12 2\n99 1 3\n2 2 4\n",
     "mtx_row_zero": f"{HEAD}60 12 2\n0 1 3\n2 2 4\n",
     "mtx_value_of_text": f"{HEAD}60 12 2\n1 1 many\n2 2 4\n",
+    "mtx_with_bytes_among_its_values": f"{HEAD}60 12 3\n1 1 3\n2 2 40\0\0\0 2 4\n3 1 3\n4 1 3\n",
     "mtx_complex": "%%MatrixMarket matrix coordinate complex general\n60 12 1\n1 1 3 4\n",
     "mtx_negative": f"{HEAD}60 12 13\n5 1 -7\n" + "".join(f"1 {j} 3\n" for j in range(1, 13)),
     "mtx_enormous": f"{HEAD}1000000000000 1000000000000 2\n1 1 3\n2 2 4\n",
