@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,18 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path, suffix: str) -> None
     assert found[0] == found[1]
 
 
+def merge_killed(files: list[Path], target: Path, prepare: Callable[[], None]) -> None:
+    """Merge in a process that `prepare` has killed as the kernel does it: nothing is tidied up."""
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare()
+            merge(files, target)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("place", ["second file", "writing"])
 def test_a_killed_merge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     files = written(tmp_path)
@@ -228,8 +241,8 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "merged.h5ad").unlink()
 
     read = sources.read_cells
-    child = os.fork()
-    if child == 0:  # killed as the kernel does it: nothing is tidied up
+
+    def prepare() -> None:
 
         def killed(path: Path, *_: object, **__: object) -> None:
             path.write_bytes(b"half of it")
@@ -244,11 +257,8 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
             monkeypatch.setattr("evercell.merging._write", killed)
         else:
             monkeypatch.setattr(sources, "read_cells", one_file)
-        try:
-            merge(files, tmp_path / "merged.h5ad")
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    merge_killed(files, tmp_path / "merged.h5ad", prepare)
     assert not (tmp_path / "merged.h5ad").exists()
     left = {one.name for one in tmp_path.iterdir()} - {"first.h5ad", "second.h5ad", "merged.manifest.json"}
     assert left == {".merged.h5ad.parts", ".merged.h5ad.lock"}  # the lock is free; the next call removes both
@@ -275,8 +285,8 @@ def test_a_merge_that_is_killed_while_it_tidies_up_can_be_run_again(
     merge(files, tmp_path / "merged.h5ad")
     whole = tree(tmp_path)
     remove = shutil.rmtree
-    child = os.fork()
-    if child == 0:
+
+    def prepare() -> None:
 
         def killed(path: Path, *given: object, **how: object) -> None:
             if not Path(path).name.endswith(".merged.h5ad.parts"):
@@ -286,11 +296,8 @@ def test_a_merge_that_is_killed_while_it_tidies_up_can_be_run_again(
             os.kill(os.getpid(), signal.SIGKILL)
 
         monkeypatch.setattr(shutil, "rmtree", killed)
-        try:
-            merge(files, tmp_path / "merged.h5ad")
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    merge_killed(files, tmp_path / "merged.h5ad", prepare)
     assert [one for one in tmp_path.iterdir() if one.name.endswith(".parts")], "nothing was left to be removed"
     merge(files, tmp_path / "merged.h5ad")
     assert tree(tmp_path) == whole

@@ -1,25 +1,23 @@
 """The report in a real browser: Chromium, driven by Playwright; skipped where either is not installed.
 
-``EVERCELL_CHROMIUM``, ``EVERCELL_AXE`` and ``EVERCELL_SCREENSHOTS`` are those of ``tests/serving/test_browser.py``.
+`browsing` names the variables of the environment that they look at.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browsing import AXE, CHROMIUM, looked_at, next_frame, until
 
 from evercell.reporting import write_report
 from evercell.testing import synthetic_cells
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need Playwright")
-CHROMIUM = os.environ.get("EVERCELL_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("the browser tests need Chromium", allow_module_level=True)
 
@@ -64,7 +62,7 @@ def view(browser: Any, report: Path) -> Iterator[Any]:
 
     def open_it(width: int = 1400, scheme: str = "light") -> Any:
         phone = width < 600
-        axe = bool(os.environ.get("EVERCELL_AXE"))  # it is put in from outside, which the policy of the page refuses
+        axe = AXE is not None  # it is put in from outside, which the policy of the page refuses
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=scheme, has_touch=phone, is_mobile=phone, bypass_csp=axe, accept_downloads=True,
@@ -86,36 +84,21 @@ def view(browser: Any, report: Path) -> Iterator[Any]:
     assert not [url for url in asked if not url.startswith((report.as_uri(), "blob:"))]
 
 
-def looked_at(page: Any, name: str) -> None:
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+def read(page: Any, name: str) -> None:
     assert page.title() == f"A {HOSTILE}" and page.locator("main img").count() == 0
-    if folder := os.environ.get("EVERCELL_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/report-{name}.png", full_page=True)
-    if axe := os.environ.get("EVERCELL_AXE"):
-        page.evaluate(Path(axe).read_text(encoding="utf-8"))
-        found = page.evaluate("async () => (await axe.run()).violations.map(v => [v.id, v.nodes.map(n => n.html)])")
-        assert not found, found
+    looked_at(page, f"report-{name}")
 
 
 def drawn(page: Any) -> Any:
     """The colours of the map after the next frame, the most frequent first."""
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    next_frame(page)
     return page.evaluate(COLOURS)
-
-
-def until(page: Any, words: str) -> None:
-    """Wait until an expression holds: `wait_for_function` compiles text on the page, which its policy refuses."""
-    for _ in range(600):
-        if page.evaluate(words):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never: {words}")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (1400, "dark"), (390, "light"), (390, "dark")])
 def test_it_fits_and_can_be_read(view: Any, width: int, scheme: str) -> None:
     page = view(width, scheme)
-    looked_at(page, f"{width}-{scheme}")
+    read(page, f"{width}-{scheme}")
     assert len(drawn(page)) > 3  # three labels on a ground
 
 
@@ -157,7 +140,7 @@ def test_the_map_is_coloured_drawn_around_and_hidden(view: Any, tmp_path: Path) 
     until(page, "document.querySelector('#selection p + p')?.textContent.includes('gene')")
     said = page.inner_text("#selection")
     assert " cells selected: beta " in said and "(100.0%)" in said and "higher here than in the other cells" in said
-    looked_at(page, "selected")
+    read(page, "selected")
     with page.expect_download() as given:
         page.click("text=Save names as .csv")
     given.value.save_as(tmp_path / "cells.csv")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from browsing import AXE, CHROMIUM, broken_rules
 from pages import PAGES
 
 import evercell
@@ -87,24 +86,19 @@ def test_pictures_have_words_for_those_who_do_not_see_them(site: Path) -> None:
 
 @pytest.mark.slow
 def test_pages_break_no_rule_of_axe(site: Path) -> None:
-    """In Chromium; ``EVERCELL_CHROMIUM`` and ``EVERCELL_AXE`` are those of ``tests/serving/test_browser.py``."""
+    """In Chromium; ``EVERCELL_CHROMIUM`` and ``EVERCELL_AXE`` are those of `browsing`."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-    chromium = os.environ.get("EVERCELL_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    axe = os.environ.get("EVERCELL_AXE")
-    if chromium is None or axe is None:
+    if CHROMIUM is None or AXE is None:
         pytest.skip("needs Chromium, and axe.min.js in EVERCELL_AXE")
-    rules = Path(axe).read_text(encoding="utf-8")
     pages = [site / path.relative_to(DOCS).with_suffix(".html") for path in PAGES.values() if DOCS in path.parents]
     broken = {}
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         for width, scheme in ((1400, "light"), (390, "dark")):
             page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
             for path in pages:
                 page.goto(path.as_uri())
-                page.evaluate(rules)
-                found = page.evaluate("async () => (await axe.run()).violations.map((v) => [v.id, v.nodes[0].html])")
-                if found:
+                if found := broken_rules(page):
                     broken[path.name, width] = found
         browser.close()
     assert not broken

@@ -1,14 +1,11 @@
 """The page in a real browser: Chromium, driven by Playwright; skipped where either is not installed.
 
-``EVERCELL_CHROMIUM`` names the browser, ``EVERCELL_AXE`` a file axe.min.js to check every view with, and
-``EVERCELL_SCREENSHOTS`` a folder that pictures of them go to.
+`browsing` names the variables of the environment that they look at.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,13 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pytest
+from browsing import CHROMIUM, looked_at, next_frame, until
 
 from evercell.testing import synthetic_cells
 
 from .conftest import served, stored
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need Playwright")
-CHROMIUM = os.environ.get("EVERCELL_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("the browser tests need Chromium", allow_module_level=True)
 
@@ -78,30 +75,9 @@ def view(browser: Any, place: str) -> Iterator[View]:
     assert not [one for one in said if not HARMLESS.search(one)]
 
 
-def looked_at(page: Any, name: str) -> None:
-    """A view fits the window and, where that is asked for, breaks no rule of axe and is kept as a picture."""
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
-    if folder := os.environ.get("EVERCELL_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
-    if axe := os.environ.get("EVERCELL_AXE"):
-        page.evaluate(Path(axe).read_text())
-        found = page.evaluate("async () => (await axe.run()).violations.map(v => [v.id, v.nodes.map(n => n.html)])")
-        assert not found, found
-
-
-def until(page: Any, words: str) -> None:
-    """Wait until an expression holds: `wait_for_function` compiles text on the page, which its policy refuses."""
-    for _ in range(1200):
-        if page.evaluate(words):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never: {words}")
-
-
 def picture(page: Any) -> str:
     """The map as it is drawn in the next frame."""
-    frames = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-    page.evaluate(frames)
+    next_frame(page)
     found: str = page.evaluate("document.getElementById('cells').toDataURL()")
     return found
 
@@ -282,7 +258,7 @@ def test_a_job_is_cancelled_on_the_page(view: View, models: Path) -> None:
         page.check("input[value=quick]")
         page.click("#go")
         page.wait_for_selector("#running:visible")
-        until(page, "location.hash.length > 1")
+        until(page, "location.hash.length > 1", looks=1200)
         looked_at(page, "running")
         page.click("#cancel")
         page.wait_for_selector("#start:visible")
