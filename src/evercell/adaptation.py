@@ -88,15 +88,8 @@ def fitted_to(model: Annotator, measured: np.ndarray, *, seed: int = 0) -> Annot
     The last `REMEMBERED` fits are kept: `--model auto` tries a model before it is used, and files of one platform
     measured the same genes.
     """
-    bank = model.bank
-    key = (
-        model.fingerprint,
-        str(model.device),
-        bank.studies.tobytes(),
-        bank.measured.tobytes(),
-        measured.tobytes(),
-        seed,
-    )
+    arrays = (model.bank.studies, model.bank.measured, measured)  # the fingerprint does not tell what studies measured
+    key = (model.fingerprint, str(model.device), seed, *(array.tobytes() for array in arrays))
     with _LOCK:
         found = _FITS.pop(key, None)
     found = _fit(model, measured, seed) if found is None else found
