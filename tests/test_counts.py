@@ -389,7 +389,6 @@ def test_the_data_are_not_changed() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not REAL, reason="the folder ../shared/data is not there")
 def test_every_real_file_holds_counts() -> None:
     assert len(REAL) >= 52
     for path in REAL:
@@ -404,7 +403,6 @@ def test_every_real_file_holds_counts() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not REAL, reason="the folder ../shared/data is not there")
 def test_each_technology_of_panc8_holds_counts() -> None:
     adata = ad.read_h5ad(SHARED / "labelled/human/panc8_small_5tech.h5ad")
     for technology in adata.obs["technology"].unique():
@@ -416,7 +414,6 @@ def test_each_technology_of_panc8_holds_counts() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not REAL, reason="the folder ../shared/data is not there")
 @pytest.mark.parametrize(
     "file",
     [

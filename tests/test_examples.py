@@ -119,7 +119,6 @@ def test_an_unknown_example_is_answered_with_the_names() -> None:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not SOURCES.is_dir(), reason="the source files in ../shared/data are not here")
 def test_the_script_writes_the_packaged_files_again(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[1] / "runs" / "make_demo_data.py"
     subprocess.run([sys.executable, str(script), str(SOURCES), "--output", str(tmp_path)], check=True)

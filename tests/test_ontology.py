@@ -132,7 +132,6 @@ WITHOUT_TERM = {
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not LABELLED.is_dir(), reason="the real data sets in ../shared/data are not there")
 def test_names_of_the_real_data_sets_have_terms() -> None:
     names: set[str] = set()
     for file in LABELLED.rglob("*.h5ad"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evercell.errors import LabelsError
+from evercell.errors import LabelsError, words_of
 from evercell.labels import listed
 from evercell.sources import BARCODE, SOURCE, Source
 
@@ -179,7 +179,7 @@ def _read(path: Path) -> pd.DataFrame:
         # The separator is told by the file: tables of published data come with either, whatever the suffix.
         found = pd.read_csv(path, sep=None, engine="python", dtype=str)
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise LabelsError(f"`{path}` cannot be read ({' '.join(str(error).split())})", hint="check the path") from error
+        raise LabelsError(f"`{path}` cannot be read ({words_of(error)})", hint="check the path") from error
     if found.shape[1] < 2:
         raise LabelsError(f"`{path}` has one column only", hint="give the barcode and what is to be said of the cell")
     return found

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evercell.counts import Counts, find_counts, is_transposed
-from evercell.errors import CellsError
+from evercell.errors import CellsError, words_of
 from evercell.h5_files import write_h5ad
 from evercell.outputs import atomic_path
 from evercell.progress import progress
@@ -76,7 +76,7 @@ def read_cells(path: str | os.PathLike[str], *, layer: str | None = None, backed
     except (CellsError, MemoryError):
         raise
     except Exception as error:  # every format has errors of its own; to the user they are one
-        what = " ".join(str(error).split()) or type(error).__name__
+        what = words_of(error)
         raise CellsError(
             f"`{path}` cannot be read as {kind}: it is damaged, cut off or of another kind ({what})",
             hint="copy or download the file again, or check how it was written",

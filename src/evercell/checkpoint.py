@@ -27,7 +27,7 @@ from evercell.annotator import EVEN, Annotator
 from evercell.backbones import BACKBONES
 from evercell.bank import ExampleBank
 from evercell.celltypes import CellTypes
-from evercell.errors import EvercellError, ModelError
+from evercell.errors import EvercellError, ModelError, words_of
 from evercell.genes import GeneVocabulary
 from evercell.h5_files import write_h5ad
 from evercell.heads import GrowingHead
@@ -255,7 +255,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     except ModelError:
         raise
     except Exception as error:  # every part has errors of its own; to the user they are one
-        what, hint = _words(error), None
+        what, hint = f" ({words_of(error)})", None
         if isinstance(error, EvercellError):
             what, hint = f": {' '.join(error.message.split())[:300]}", error.hint
         raise ModelError(
@@ -270,11 +270,6 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     return annotator if device is None else annotator.on(device)
 
 
-def _words(error: Exception) -> str:
-    """What a library says of an error, in brackets: it differs from version to version."""
-    return f" ({' '.join(str(error).split())[:300] or type(error).__name__})"
-
-
 def _description(folder: Path) -> dict[str, Any]:
     """Content of annotator.json, with the files it speaks of checked against their hashes."""
     own = folder / "annotator.json"
@@ -285,7 +280,7 @@ def _description(folder: Path) -> dict[str, Any]:
         description: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
         written, hashes = int(description["format"]), dict(description.get("sha256", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ModelError(f"`{own}` cannot be read{_words(error)}", hint="copy it again") from error
+        raise ModelError(f"`{own}` cannot be read ({words_of(error)})", hint="copy it again") from error
     if written < FORMAT or isinstance(description["format"], bool):
         raise ModelError(
             f"`{own}` cannot be read: format {description['format']} was never written", hint="copy it again"

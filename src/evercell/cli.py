@@ -32,7 +32,7 @@ from evercell.commands import (
 )
 from evercell.commands.console import Console
 from evercell.distributed import started
-from evercell.errors import EvercellError, GateError, MemoryWarning, SettingsError
+from evercell.errors import EvercellError, GateError, MemoryWarning, SettingsError, words_of
 from evercell.outputs import FULL, REFUSED
 from evercell.progress import silenced
 
@@ -193,13 +193,15 @@ def _failed(error: Exception, console: Console, command: str) -> int:
         where = getattr(getattr(error, "ctx", None), "command_path", "evercell")
         console.error(error.format_message(), f"`{where} --help` shows how it is used")
         return 2
-    what = " ".join(str(error).split())[:500]
+    what = words_of(error)
     if "OutOfMemory" in type(error).__name__:
         console.error(f"the memory of the GPU ran out: {what}", "pass --device cpu, or give fewer cells at a time")
         return 2
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in what:
         mend = LESS_MEMORY.get(command, "give fewer cells at a time")
-        console.error(f"memory ran out: {what}".removesuffix(": "), f"{mend}, or use a machine with more memory")
+        console.error(
+            f"memory ran out: {what}".removesuffix(": MemoryError"), f"{mend}, or use a machine with more memory"
+        )
         return 2
     if isinstance(error, OSError) and error.errno in (*FULL, *REFUSED):
         console.error(what, "choose another folder, or make room in this one")

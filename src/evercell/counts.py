@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evercell.errors import CellsError
+from evercell.errors import CellsError, words_of
 from evercell.normalisation import (
     Reading,
     called,
@@ -431,7 +431,7 @@ def _block(matrix: Any, start: int, stop: int, name: str) -> sp.csr_matrix:
     try:
         return csr_block(matrix, start, stop)
     except OSError as error:
-        what = " ".join(str(error).split())[:200]
+        what = words_of(error)
         raise CellsError(
             f"{called(name)} cannot be read from cell {start + 1:,} on: it is damaged, or has just changed ({what})",
             hint="copy or download the file again",

@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evercell.errors import EvercellError, ModelError, SettingsError
+from evercell.errors import EvercellError, ModelError, SettingsError, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,7 +176,7 @@ def _told() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise EvercellError(
-            f"process {here().rank} lost the others: {' '.join(str(error).split())[:200]}",
+            f"process {here().rank} lost the others: {words_of(error)}",
             hint="see what they said; with --resume the same call goes on from the last look at the held-out cells",
         ) from error
 

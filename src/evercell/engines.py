@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from evercell.errors import EvercellError, SettingsError
+from evercell.errors import EvercellError, SettingsError, words_of
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -193,7 +193,7 @@ def _by_ray(
                     hint="install the same Python, evercell and Ray on all machines of the cluster",
                 )
             except ray.exceptions.RayError as error:
-                found = _lost(" ".join(str(error).split())[:200])
+                found = _lost(words_of(error))
             yield task, found
 
 
@@ -218,7 +218,7 @@ def _ray(workers: int | None) -> Iterator[Any]:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **(own if address == "local" else {}))
         except Exception as error:  # connections, tokens and versions fail in ways of their own
             raise SettingsError(
-                f"Ray at `{address}` cannot be used: {' '.join(str(error).split())[:300]}",
+                f"Ray at `{address}` cannot be used: {words_of(error)}",
                 hint="check RAY_ADDRESS and that this machine has the token of the cluster; unset RAY_ADDRESS to start "
                 "Ray here",
             ) from error

@@ -57,3 +57,8 @@ class MemoryWarning(UserWarning):
 
 class GateError(EvercellError):
     """An update would make the model worse at types that it knows, so it was not published."""
+
+
+def words_of(error: Exception, *, most: int = 300) -> str:
+    """What another library says of an error, on one line and cut off; the name of its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evercell.errors import CellsError
+from evercell.errors import CellsError, words_of
 from evercell.vetting import check_indices, check_sparse
 
 SAME = 1e-3  # a value this close to a whole number is whole: float noise of a division and a multiplication
@@ -94,9 +94,9 @@ def read_columns(matrix: Any) -> sp.csc_matrix:
 
 
 def _unreadable(matrix: Any, part: str, error: Exception) -> CellsError:
-    what = " ".join(str(error).split()) or type(error).__name__
+    what = words_of(error)
     return CellsError(
-        f"{_file_of(matrix)} is damaged or cut off: {part} cannot be read ({what[:200]})",
+        f"{_file_of(matrix)} is damaged or cut off: {part} cannot be read ({what})",
         hint="copy or download the file again",
     )
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from evercell.errors import ModelError
+from evercell.errors import ModelError, words_of
 from evercell.locking import PATIENCE, locked
 from evercell.outputs import atomic_path, check_model_output, is_model
 
@@ -224,8 +224,8 @@ def describe(path: str | os.PathLike[str]) -> ListedModel:
             format=int(stored["format"]),
         )
     except (OSError, ValueError, LookupError, TypeError, StopIteration, RecursionError) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        return ListedModel(place.name, path, source, problem=f"cannot be read: {what[:200]}")
+        what = words_of(error)
+        return ListedModel(place.name, path, source, problem=f"cannot be read: {what}")
 
 
 def card(path: str | os.PathLike[str]) -> str:

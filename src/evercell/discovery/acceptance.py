@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from evercell.errors import LabelsError
+from evercell.errors import LabelsError, words_of
 from evercell.labels import is_unassigned, listed
 
 if TYPE_CHECKING:
@@ -148,5 +148,5 @@ def _read(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise LabelsError(f"there is no table `{path}`", hint="give the table that `discover --table` wrote") from None
     except (OSError, ValueError) as error:  # what is no text and what is no table
-        what = " ".join(str(error).split())
+        what = words_of(error)
         raise LabelsError(f"`{path}` cannot be read as a table: {what}", hint="save it as .csv or .tsv") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evercell.errors import GenesError
+from evercell.errors import GenesError, words_of
 from evercell.gene_names import canonical_genes
 from evercell.genes import GeneVocabulary
 
@@ -30,7 +30,7 @@ def gene_order(path: str | os.PathLike[str]) -> list[str]:
     try:
         names = _names_in_h5ad(path) if path.suffix == ".h5ad" else path.read_text(encoding="utf-8").splitlines()
     except Exception as error:  # every format has errors of its own; to the user they are one
-        what = " ".join(str(error).split())[:200]
+        what = words_of(error)
         raise GenesError(
             f"`{path}` cannot be read as a list of genes: {what}",
             hint="give a text file with one gene a line, or .h5ad",

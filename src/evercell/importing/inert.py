@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evercell.errors import ModelError
+from evercell.errors import ModelError, words_of
 
 KINDS = frozenset("biufSU")
 """Kinds of arrays that are made from bytes; arrays of objects are lists in the pickle."""
@@ -169,7 +169,7 @@ def read_records(path: Path) -> Any:
             hint="take the file from its source again; models are a dict of classifier, scaler and description",
         ) from error
     except Exception as error:  # a damaged pickle raises errors of any class
-        what = " ".join(str(error).split())[:200] or type(error).__name__
+        what = words_of(error)
         raise ModelError(f"`{path}` cannot be read as a pickle: {what}", hint="copy or download it again") from error
 
 

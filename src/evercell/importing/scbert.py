@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evercell.annotator import Annotator
 from evercell.backbones.performer import PerformerBackbone
-from evercell.errors import GenesError, ModelError
+from evercell.errors import GenesError, ModelError, words_of
 from evercell.heads import GrowingHead
 from evercell.importing.genes import gene_order, vocabulary_of
 from evercell.ledger import Ledger
@@ -108,7 +108,7 @@ def import_scbert(
         backbone.load_state_dict({name: array.float() for name, array in weights.items()})
     except RuntimeError as error:
         raise ModelError(
-            f"the weights of `{path}` do not fit together: {' '.join(str(error).split())[:300]}",
+            f"the weights of `{path}` do not fit together: {words_of(error)}",
             hint="download it again",
         ) from error
     facts = {
@@ -174,7 +174,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
                 "torch.load(FILE, weights_only=False)['model_state_dict']}, 'weights.pth')",
             ) from error
         raise ModelError(
-            f"`{path}` cannot be read as a checkpoint of torch: {' '.join(str(error).split())[:200]}",
+            f"`{path}` cannot be read as a checkpoint of torch: {words_of(error)}",
             hint="copy or download it again",
         ) from error
     while isinstance(found, Mapping) and (inner := next((key for key in NESTED if key in found), None)) is not None:

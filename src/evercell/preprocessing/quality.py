@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evercell.errors import CellsError, SettingsError
+from evercell.errors import CellsError, SettingsError, words_of
 from evercell.labels import listed
 from evercell.normalisation import called
 from evercell.progress import progress
@@ -312,7 +312,7 @@ def score_doublets(
                 warnings.simplefilter("ignore")
                 sc.pp.scrublet(part, random_state=seed, verbose=False)
         except (ValueError, KeyError) as error:  # too few genes that vary; no threshold between two modes
-            what = " ".join(str(error).split())[:120]
+            what = words_of(error)
             notes.append(f"doublets of `{batch}` were not scored: Scrublet stopped with {what}")
             continue
         scores = part.obs[SCORE].reindex(part.obs_names).to_numpy(dtype=np.float64)

@@ -18,7 +18,7 @@ import numpy as np
 
 from evercell import __version__
 from evercell.cells import find_counts
-from evercell.errors import CellsError, SettingsError
+from evercell.errors import CellsError, SettingsError, words_of
 from evercell.genes import CanonicalGenes, canonical_genes
 from evercell.normalisation import called
 from evercell.outputs import atomic_path
@@ -188,9 +188,7 @@ class Preprocessing:
             text = path.read_text(encoding="utf-8") if path.suffix == ".json" else _text_in(path)
             stored = json.loads(text)
         except (OSError, KeyError, ValueError) as error:
-            raise SettingsError(
-                f"`{path}` holds no preprocessing: {' '.join(str(error).split())}", hint=hint
-            ) from error
+            raise SettingsError(f"`{path}` holds no preprocessing: {words_of(error)}", hint=hint) from error
         try:
             return cls.from_dict(stored)
         except SettingsError as error:

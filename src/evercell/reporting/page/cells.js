@@ -3,10 +3,7 @@
 {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("map-data").textContent);
-  const format = new Intl.NumberFormat("en");
   const n = data.cells, MISSING = 255;
-  const plural = (count, word) => `${format.format(count)} ${word}${count === 1 ? "" : "s"}`;
-  const percent = (share) => (share > 0 && share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(1)}%`);
 
   const unpack = async (text) => {
     const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
@@ -47,7 +44,7 @@
     const { codes, levels } = columns.get("label"), sizes = new Map(), cells = found.reduce((sum, one) => sum + one, 0);
     for (let i = 0; i < n; i++) if (found[i]) sizes.set(codes[i], (sizes.get(codes[i]) ?? 0) + 1);
     const parts = [...sizes].sort((one, other) => other[1] - one[1]);
-    const words = parts.slice(0, 6).map(([code, size]) => `${levels[code]} ${format.format(size)} (${percent(size / cells)})`);
+    const words = parts.slice(0, 6).map(([code, size]) => `${levels[code]} ${number.format(size)} (${percent(size / cells)})`);
     const lines = [node("p", `${plural(cells, "cell")} selected: ${words.join(", ")}${parts.length > 6 ? ` and ${parts.length - 6} more labels` : ""}.`)];
     const raised = node("p", "");
     lines.push(raised);

@@ -2,6 +2,11 @@
    100,000 of them in some hundredths of a second, with or without a GPU. Text of the data is put in as text only. */
 "use strict";
 
+/* Numbers in words, for the scripts after this one too. */
+const number = new Intl.NumberFormat("en");
+const percent = (share) => (share > 0 && share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(1)}%`);
+const plural = (count, word) => `${number.format(count)} ${word}${count === 1 ? "" : "s"}`;
+
 /**
  * A map in a page that has its elements.
  *
@@ -17,7 +22,6 @@
  */
 function cellMap({ canvas, tip, legend, scale, tools, drag, said, selected }) {
   const context = canvas.getContext("2d");
-  const format = new Intl.NumberFormat("en");
   const MISSING = 255, RAMP_STEPS = 255, MOST_LISTED = 150;
   const state = { drag: "", picked: null, x: 0, y: 0, scale: 1, printing: false };
   let n = 0, px = [], py = [], extent = [1, 1], hidden = new Map(), layer = null;
@@ -195,7 +199,7 @@ function cellMap({ canvas, tip, legend, scale, tools, drag, said, selected }) {
       const name = levels[code], button = node("button", "", { type: "button", title: "Click: hide or show. Double click, or with Shift: show this one alone." });
       const dot = node("i", "", { className: "dot" });
       dot.style.background = layer.colours[code];
-      button.append(dot, `${name} `, node("small", format.format(sizes[code])));
+      button.append(dot, `${name} `, node("small", number.format(sizes[code])));
       button.addEventListener("click", (event) => { if (event.shiftKey) alone(name); else change(() => { away.delete(name) || away.add(name); }); });
       button.addEventListener("dblclick", (event) => { if (!event.shiftKey) alone(name); });
       return button;
@@ -208,7 +212,7 @@ function cellMap({ canvas, tip, legend, scale, tools, drag, said, selected }) {
       if (!before) others.forEach((one) => away.add(one));
     });
     pressed();
-    const rest = codes.length > MOST_LISTED ? [node("span", `and ${format.format(codes.length - MOST_LISTED)} more`)] : [];
+    const rest = codes.length > MOST_LISTED ? [node("span", `and ${number.format(codes.length - MOST_LISTED)} more`)] : [];
     legend.replaceChildren(...[...buttons, ...rest].map((one) => { const item = node("li", ""); item.append(one); return item; }));
   };
 

@@ -1,8 +1,7 @@
-/* The page of `evercell serve`. Text of files, genes, types and models is put in as text nodes only. */
+/* The page of `evercell serve`, after map.js, which has its map and its words for numbers. Text of files, genes, types and models is put in as text nodes only. */
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const number = new Intl.NumberFormat("en");
 const UNKNOWN = "Unknown";
 const HEADERS = { "X-Evercell": "1" };
 
@@ -26,8 +25,6 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
-const percent = (share) => (share > 0 && share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(1)}%`);
-const plural = (n, word) => `${number.format(n)} ${word}${n === 1 ? "" : "s"}`;
 const megabytes = (bytes) => `${number.format(Math.max(0.1, Math.round(bytes / 104857.6) / 10))} MB`;
 
 class Problem extends Error {
