@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, issparse
 
 from evercell.errors import GenesError
-from evercell.gene_names import _dotted, _rows, _tables
+from evercell.gene_names import _columns, _dotted, _tables
 from evercell.genes import (
     Alignment,
     CanonicalGenes,
@@ -30,6 +30,10 @@ TP53, ACTB, HLA_DRA, MT_CO1 = "ENSG00000141510", "ENSG00000075624", "ENSG0000020
 MOUSE_ACTB, MOUSE_TP53 = "ENSMUSG00000029580", "ENSMUSG00000059552"
 
 
+def _rows(name: str, width: int) -> list[tuple[str, ...]]:
+    return list(zip(*_columns(name, width), strict=True))
+
+
 def names_of(*genes: str, species: str = "human") -> list[str]:
     return canonical_genes(list(genes), species=species).names.tolist()
 
@@ -37,7 +41,7 @@ def names_of(*genes: str, species: str = "human") -> list[str]:
 def some_genes(species: str = "human", n: int = 400) -> dict[str, str]:
     """Id -> symbol of genes whose symbol is theirs alone and that have an orthologue."""
     tables = _tables("mouse" if species == "mouse" else "human")
-    ids = [pair[species == "mouse"] for pair in _rows("orthologues.tsv.gz")]
+    ids = _columns("orthologues.tsv.gz", 2)[species == "mouse"]
     found = {i: tables.symbols[i] for i in ids if i in tables.symbols}
     return dict([(i, s) for i, s in found.items() if tables.meaning[s.upper()] == i][:n])
 
@@ -102,8 +106,8 @@ def test_a_gene_of_the_other_species_keeps_its_own_name() -> None:
 
 def test_no_other_name_overrides_a_current_symbol_or_means_two_genes() -> None:
     for species in ("human", "mouse"):
-        symbols = {s.upper() for _, s in _rows(f"{species}_genes.tsv.gz")}
-        names = _rows(f"{species}_names.tsv.gz")
+        symbols = {s.upper() for _, s in _rows(f"{species}_genes.tsv.gz", 2)}
+        names = _rows(f"{species}_names.tsv.gz", 3)
         loose = [name for name, _, kind in names if kind in ("alias", "previous", "release")]
         assert not symbols & set(loose)
         assert len({name for name, *_ in names}) == len(names)
@@ -170,7 +174,7 @@ def test_orthologues_go_both_ways() -> None:
     assert orthologues([MOUSE_ACTB, "nothing"], to="human") == {MOUSE_ACTB: ACTB}
     assert orthologues([ACTB], to="mouse") == {ACTB: MOUSE_ACTB}
     assert orthologues(["Trp53"], to="human") == {"Trp53": TP53}
-    pairs = _rows("orthologues.tsv.gz")
+    pairs = _rows("orthologues.tsv.gz", 2)
     assert len(pairs) > 15_000
     assert len({h for h, _ in pairs}) == len({m for _, m in pairs}) == len(pairs)
     assert all(h.startswith("ENSG") and m.startswith("ENSMUSG") for h, m in pairs)
@@ -201,7 +205,7 @@ def test_vocabulary_of_several_files() -> None:
     first, second = canonical_genes(["TP53", "ACTB"]), canonical_genes([ACTB, MT_CO1])
     assert GeneVocabulary.from_genes([first, second]).names == (TP53, ACTB, MT_CO1)
     assert GeneVocabulary.from_genes([first, second], how="intersection").names == (ACTB,)
-    lone = next(i for i in _tables("mouse").symbols if i not in {m for _, m in _rows("orthologues.tsv.gz")})
+    lone = next(i for i in _tables("mouse").symbols if i not in {m for _, m in _rows("orthologues.tsv.gz", 2)})
     mouse = canonical_genes([MOUSE_ACTB, MOUSE_TP53, lone])
     joint = GeneVocabulary.from_genes([second, mouse])
     assert joint.species == "human"
@@ -348,7 +352,7 @@ def test_refusal_names_the_cause_and_the_argument() -> None:
 
 
 def test_refusal_names_a_wrong_species() -> None:
-    partnered = {h for h, _ in _rows("orthologues.tsv.gz")}
+    partnered = {h for h, _ in _rows("orthologues.tsv.gz", 2)}
     human = {s: i for i, s in _tables("human").symbols.items() if s.startswith("LINC") and i not in partnered}
     with pytest.raises(GenesError, match="they are human genes, read as mouse") as raised:
         align(list(human), GeneVocabulary.of(list(human.values())), species="mouse")

@@ -95,3 +95,20 @@ def test_importing_evercell_is_light_and_its_tools_are_there() -> None:
     code = "import sys, evercell as ec; assert 'torch' not in sys.modules and 'tl' in dir(ec); ec.tl.annotate"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_start_does_not_wait_for_compilers(model: Annotator, query: ad.AnnData, tmp_path: Path) -> None:
+    """Neither torch's, which is imported where weights are drawn without memory, nor that of umap-learn."""
+    save(model, tmp_path / "model")
+    query.write_h5ad(tmp_path / "query.h5ad")
+    words = [str(tmp_path / "query.h5ad"), "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out.h5ad")]
+    code = f"""
+import sys
+from evercell.cli import main
+assert main(["annotate", *{words!r}, "--report", {str(tmp_path / "report.html")!r}]) == 0
+for module in ("torch._dynamo", "umap", "pynndescent"):
+    assert module not in sys.modules, module
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").exists()

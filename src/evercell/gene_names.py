@@ -47,24 +47,23 @@ class _Tables(NamedTuple):
     exact: frozenset[str]  # current symbols as they are written
 
 
-def _rows(name: str) -> list[list[str]]:
+def _columns(name: str, width: int) -> list[list[str]]:
+    """Columns of a table; every command that reads cells waits for these, so no list is made for each row."""
     text = gzip.decompress((files("evercell") / "data" / "genes" / name).read_bytes()).decode()
-    return [line.split("\t") for line in text.splitlines()]
+    values = text.removesuffix("\n").replace("\n", "\t").split("\t")
+    return [values[at::width] for at in range(width)]
 
 
 @cache
 def _tables(species: Species) -> _Tables:
-    symbols = dict(_rows(f"{species}_genes.tsv.gz"))
-    meaning = dict(zip(symbols, symbols, strict=True))
-    meaning.update(zip(map(str.upper, symbols.values()), symbols, strict=True))
-    aliases, current = [], set(meaning)
-    for name, identifier, kind in _rows(f"{species}_names.tsv.gz"):
-        meaning[name] = identifier or name
-        if kind == "alias":
-            aliases.append(name)
-        elif kind == "symbol":
-            current.add(name)
-    return _Tables(symbols, meaning, frozenset(aliases), frozenset(current), frozenset(symbols.values()))
+    symbols = dict(zip(*_columns(f"{species}_genes.tsv.gz", 2), strict=True))
+    of_symbols = dict(zip(map(str.upper, symbols.values()), symbols, strict=True))
+    meaning = dict(zip(symbols, symbols, strict=True)) | of_symbols
+    names, identifiers, kinds = _columns(f"{species}_names.tsv.gz", 3)
+    meaning.update((name, identifier or name) for name, identifier in zip(names, identifiers, strict=True))
+    of_kind = {kind: [n for n, k in zip(names, kinds, strict=True) if k == kind] for kind in ("alias", "symbol")}
+    current = frozenset({*symbols, *of_symbols, *of_kind["symbol"]})
+    return _Tables(symbols, meaning, frozenset(of_kind["alias"]), current, frozenset(symbols.values()))
 
 
 @cache
@@ -82,8 +81,8 @@ def _dotted(species: Species) -> dict[str, str]:
 @cache
 def orthologue_table(to: Species) -> dict[str, str]:
     """One-to-one orthologues: canonical name in the other species -> canonical name in `to`."""
-    pairs = _rows("orthologues.tsv.gz")
-    return {m: h for h, m in pairs} if to == "human" else dict(pairs)
+    human, mouse = _columns("orthologues.tsv.gz", 2)
+    return dict(zip(mouse, human, strict=True) if to == "human" else zip(human, mouse, strict=True))
 
 
 @dataclass(frozen=True)

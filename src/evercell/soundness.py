@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from evercell.annotator import Annotator
 from evercell.bank import ExampleBank
@@ -52,6 +53,16 @@ def check_counted(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
             raise ModelError(f"`{name}` asks for {most:,} layers, and {len(arrays):,} arrays are stored", hint=AGAIN)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Weights are not drawn: for tensors without memory torch would first import its compiler, seconds of a start."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if function in (nn.init.normal_, torch.Tensor.normal_):
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
+
+
 def made(make: Callable[[], Module], arrays: Mapping[str, np.ndarray], *, name: str) -> Module:
     """A module with stored weights, made only if it has the shapes of these: what it asks for may be enormous.
 
@@ -60,7 +71,7 @@ def made(make: Callable[[], Module], arrays: Mapping[str, np.ndarray], *, name: 
     ModelError
         Its arrays are others.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         expected = {key: tuple(value.shape) for key, value in make().state_dict().items()}
     found = {key: array.shape for key, array in arrays.items()}
     if expected != found:

@@ -36,7 +36,7 @@ def served(*, file_size: int | None = None, **settings: Any) -> Iterator[str]:
     """The address of a server in a process of its own, whose files cannot grow beyond some bytes: a full disk to it."""
 
     program = str(Path(__file__).with_name("server.py"))
-    words = [sys.executable, program, json.dumps({"warm": False, **settings}), str(file_size or 0)]
+    words = [sys.executable, program, json.dumps(settings), str(file_size or 0)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     try:

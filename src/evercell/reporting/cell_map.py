@@ -7,7 +7,6 @@ megabytes; the page unpacks a gene when it is asked for.
 from __future__ import annotations
 
 import base64
-import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,6 @@ import pandas as pd
 from evercell.colours import UNKNOWN
 from evercell.reporting.markers import Block, log_values
 
-NEIGHBOURS = 15
 MOST_VALUES = 12_000_000
 """Values of genes in a page: of 60,000 cells and more there are fewer genes than `MOST_GENES`."""
 MOST_GENES, LEAST_GENES = 200, 60
@@ -26,21 +24,6 @@ MOST_NAMES = 4_000_000
 """Characters of all names of cells together, above which a page leaves them out."""
 MISSING = 255
 """Stands for a score that is not there; the steps of a score are 0 to 254."""
-
-
-def umap(space: np.ndarray, *, seed: int) -> np.ndarray:
-    """(B, 2) UMAP of a representation (B, D)."""
-    import anndata
-    import scanpy as sc
-
-    # An AnnData of its own: neighbours and coordinates must not end up in the caller's.
-    cells = anndata.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(space)).astype(str)))
-    cells.obsm["X"] = space
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap-learn says that a seed means one thread
-        sc.pp.neighbors(cells, n_neighbors=NEIGHBOURS, use_rep="X", random_state=seed)
-        sc.tl.umap(cells, random_state=seed)
-    return np.asarray(cells.obsm["X_umap"])
 
 
 def stratified_sample(labels: np.ndarray, most: int, *, seed: int) -> np.ndarray:

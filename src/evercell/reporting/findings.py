@@ -298,7 +298,7 @@ def methods(
     if drawn is not None and basis is None:
         of = "the cells" if drawn == overview.n_cells else f"{drawn:,} cells, sampled by type,"
         lines.append(
-            f"A UMAP of {of} was computed from the model's representation with Scanpy {versions.get('scanpy', '')} "
+            f"A UMAP of {of} was computed from the model's representation with evercell "
             f"({neighbours} neighbours, seed {seed})."
         )
     if ranked:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 FOLDER = Path(__file__).with_name("page")
-PACKAGES = ("evercell", "scanpy", "anndata", "umap-learn", "scikit-learn", "numpy", "pandas", "torch")
+PACKAGES = ("evercell", "scanpy", "anndata", "scikit-learn", "numpy", "pandas", "torch")
 
 
 def write_page(template: str, path: str | Path, **context: Any) -> Path:

@@ -17,19 +17,18 @@ from evercell.progress import progress
 from evercell.reporting import figures, findings
 from evercell.reporting.annotated import agreement_of, cell_table, overview_of, sample_columns, sequence
 from evercell.reporting.cell_map import (
-    NEIGHBOURS,
     drawing_order,
     n_genes,
     packed_genes,
     packed_map,
     stratified_sample,
-    umap,
 )
 from evercell.reporting.findings import Overview
 from evercell.reporting.known_markers import known_markers
 from evercell.reporting.markers import Markers, rank_markers
 from evercell.reporting.page import versions, write_page
 from evercell.reporting.stages import history
+from evercell.reporting.umap import NEIGHBOURS, umap
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -113,7 +113,7 @@ class Worker:
         self.pipe: Connection
         self.pipe, other = context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // settings.jobs)
-        self.process = context.Process(target=work, args=(other, threads, settings.warm), daemon=True)
+        self.process = context.Process(target=work, args=(other, threads), daemon=True)
         self.process.start()
         other.close()
         self._stopped = False

@@ -47,8 +47,6 @@ class ServerSettings(BaseModel):
         Seconds that an upload, or a request's header, may send nothing; after these an upload must keep `least_rate`.
     least_rate
         Bytes a second.
-    warm
-        Compile what draws maps before the first job asks for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +63,6 @@ class ServerSettings(BaseModel):
     job_seconds: float = Field(default=4 * 3600, gt=0)
     patience: float = Field(default=20, gt=0)
     least_rate: int = Field(default=4096, ge=0)
-    warm: bool = True
 
     @property
     def folder(self) -> Path:

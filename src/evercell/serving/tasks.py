@@ -37,8 +37,9 @@ from evercell.gene_names import canonical_genes
 from evercell.model_card import model_card
 from evercell.reporting import write_report
 from evercell.reporting.annotated import SAMPLE_COLUMNS, sample_columns
-from evercell.reporting.cell_map import NEIGHBOURS, drawing_order, stratified_sample, umap
+from evercell.reporting.cell_map import drawing_order, stratified_sample
 from evercell.reporting.findings import Overview, attention, summary
+from evercell.reporting.umap import NEIGHBOURS, umap
 from evercell.serving.corrections import Correction, corrected
 from evercell.streaming import annotated
 from evercell.updating.update import update
@@ -65,11 +66,6 @@ def set_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.get_num_threads()))
-
-
-def warm_up() -> None:
-    """Draw a tiny map, so that what it takes is compiled."""
-    umap(np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32), seed=0)
 
 
 def annotate(task: Task, say: Say) -> dict[str, Any]:

@@ -24,7 +24,7 @@ EVERY = 0.2  # seconds between two words on progress
 NO_ROOM = "try a smaller file, or later"
 
 
-def work(pipe: Connection, threads: int, warm: bool) -> None:
+def work(pipe: Connection, threads: int) -> None:
     """Do jobs until the server closes the pipe or ends this process.
 
     Parameters
@@ -33,8 +33,6 @@ def work(pipe: Connection, threads: int, warm: bool) -> None:
         Jobs come and words go, as JSON.
     threads
         Threads of this process: several workers share the cores.
-    warm
-        Compile what draws maps first.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends this process
     threading.Thread(target=_end_with_the_server, daemon=True).start()
@@ -43,8 +41,6 @@ def work(pipe: Connection, threads: int, warm: bool) -> None:
     from evercell.serving import tasks
 
     tasks.set_threads(threads)
-    if warm:
-        tasks.warm_up()
     while True:
         try:
             task = json.loads(pipe.recv_bytes())
