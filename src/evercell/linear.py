@@ -219,8 +219,9 @@ def _span(features: csr_matrix | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     With an L2 penalty the weights of a linear model are sums of its cells, so of few cells and many genes a fit on the
     coordinates is the same fit, with R <= N columns in place of F. `features.T @ (back @ weights)` are weights of F.
     """
-    gram = features @ features.T
-    values, vectors = np.linalg.eigh(np.asarray(gram.toarray() if hasattr(gram, "toarray") else gram, dtype=np.float64))
+    wide = features.astype(np.float64)
+    wide = wide if isinstance(wide, np.ndarray) else wide.toarray()  # sparse rows take several times as long
+    values, vectors = np.linalg.eigh(wide @ wide.T)
     kept = values > RANK * values[-1]
     lengths = np.sqrt(values[kept])
     return vectors[:, kept] * lengths, vectors[:, kept] / lengths
