@@ -143,9 +143,9 @@ def test_to_dict_is_json_and_table_is_text() -> None:
     assert stored["ece"] == pytest.approx(0)
     assert stored["h_score"] is None
     text = found.table()
-    assert "macro f1" in text
+    assert "macro-F1" in text
     assert "0.4630" in text
-    assert "h score" not in text
+    assert "H-score" not in text
     assert len(text.splitlines()[-1]) == len(text.splitlines()[-2])
 
 

@@ -18,6 +18,23 @@ from .labels import is_unassigned, listed
 __all__ = ["Evaluation", "Split", "evaluate", "expected_calibration_error", "split_cells", "stream_metrics"]
 
 
+IN_WORDS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted F1",
+    "ari": "adjusted Rand index",
+    "nmi": "normalised mutual information",
+    "ece": "calibration error",
+    "known_accuracy": "accuracy on known cells",
+    "known_macro_f1": "macro-F1 on known cells",
+    "unknown_accuracy": "unknown cells called Unknown",
+    "h_score": "H-score",
+    "false_rejection": "known cells called Unknown",
+}
+"""What people call each figure."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Figures of an annotation against the truth; shares of cells run from 0 to 1. `evaluate` defines each.
@@ -68,10 +85,10 @@ class Evaluation:
 
     def table(self) -> str:
         """Figures, then types, as text."""
-        lines = [f"{'cells':<20}{self.n_cells:>10,}"]
+        lines = [f"{'cells':<30}{self.n_cells:>10,}"]
         for name, value in self.figures().items():
             if name != "n_cells" and value is not None:
-                lines.append(f"{name.replace('_', ' '):<20}{value:>10.4f}")
+                lines.append(f"{IN_WORDS[name]:<30}{value:>10.4f}")
         width = max([len("type"), *(len(str(name)) for name in self.per_type.index)]) + 2
         lines += ["", f"{'type':<{width}}{'cells':>8}{'precision':>11}{'recall':>8}{'f1':>8}"]
         for one, row in self.per_type.iterrows():

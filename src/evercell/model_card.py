@@ -114,6 +114,8 @@ def training_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """Figures on held-out cells: the model, then its transformer alone and the linear baseline."""
+    from evercell.evaluation import IN_WORDS
+
     columns = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
     words = {"model": "evercell", "transformer": "transformer alone", "linear": "linear baseline"}
     rows = [
@@ -121,7 +123,7 @@ def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         for name, word in words.items()
         if name in metrics
     ]
-    return table(["", *(name.replace("_", " ") for name in columns)], rows)
+    return table(["", *(IN_WORDS[name] for name in columns)], rows)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -47,7 +47,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     text = f"no models; `evercell models add DIR` copies one of yours to {own}"
     if found:
         rows = [[one.name, f"{one.source:<8}", *(_figures(one) if not one.problem else [""] * 5)] for one in found]
-        header, *lines = table(["name", "", "species", "genes", "types", "stages", "size"], rows).splitlines()
+        header, *lines = table(["name", "", "gene names", "genes", "types", "stages", "size"], rows).splitlines()
         said = [f"  {one.problem or one.description}" for one in found]
         lines = [f"{line:<{len(header)}}{words}".rstrip() for line, words in zip(lines, said, strict=True)]
         text = "\n".join([header, *lines])
@@ -64,7 +64,7 @@ def show(context: typer.Context, name: Name, *, as_json: Json = False) -> None:
         "directory": str(found.path),
         "source": found.source,
         "description": found.description,
-        "genes": f"{found.n_genes:,} {found.species}",
+        "genes": f"{found.n_genes:,}, by their {found.species} names; those of other species by orthologues",
         "stages": str(found.stages),
         "size": _size(found),
         "format": str(found.format),

@@ -251,8 +251,9 @@ def _validated(
 def scores_table(found: CrossValidation) -> str:
     """Mean and spread of every method's figures, then the folds of the first method."""
     from evercell.crossvalidation import FIGURES
+    from evercell.evaluation import IN_WORDS
 
-    words = [name.replace("_", " ") for name in FIGURES]
+    words = [IN_WORDS[name] for name in FIGURES]
     summary = found.summary()
     means = [
         [str(method), *(f"{row[(name, 'mean')]:.3f} ± {row[(name, 'std')]:.3f}" for name in FIGURES)]

@@ -12,12 +12,13 @@ import pandas as pd
 
 from evercell.comparison.significance import significance
 from evercell.errors import SettingsError
+from evercell.evaluation import IN_WORDS
 from evercell.outputs import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+FIGURES = ("accuracy", "macro_f1")
 KINDS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # without the time of writing
 # Blue and vermilion of Okabe and Ito, which colour-blind eyes tell apart.
 FIRST, OTHER, INK = "#0072B2", "#D55E00", "#333333"
@@ -103,7 +104,7 @@ def _panel(axes: Axes, folds: pd.DataFrame, tests: pd.DataFrame, name: str) -> N
         )  # fmt: skip
     axes.set_yticks(range(len(shown)), shown["method"].tolist())
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel(FIGURES[name])
+    axes.set_xlabel(IN_WORDS[name])
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):

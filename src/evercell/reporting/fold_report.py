@@ -39,6 +39,7 @@ def write_fold_report(found: CrossValidation, path: str | Path, *, title: str | 
     >>> write_fold_report(found, "crossval.html")  # doctest: +SKIP
     """
     from evercell.crossvalidation import FIGURES
+    from evercell.evaluation import IN_WORDS
 
     first = found.methods[0]
     pooled = found.pooled(first)
@@ -55,7 +56,7 @@ def write_fold_report(found: CrossValidation, path: str | Path, *, title: str | 
         n_cells=len(found.cells),
         n_folds=int(found.scores["fold"].nunique()),
         by=found.by,
-        figures=[name.replace("_f1", "-F1").replace("_", " ") for name in FIGURES],
+        figures=[IN_WORDS[name] for name in FIGURES],
         methods_table=[
             {"name": str(name), "figures": [(row[(one, "mean")], row[(one, "std")]) for one in FIGURES]}
             for name, row in summary.iterrows()

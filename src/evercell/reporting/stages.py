@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evercell.evaluation import IN_WORDS
 from evercell.model_card import training_facts
 from evercell.reporting.figures import learning_curve
 
 Facts = Mapping[str, Any]
 MEMBERS = {"model": "this model", "transformer": "its transformer alone", "linear": "linear baseline"}
-FIGURES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "ece": "calibration error",
-}
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
 def history(stages: Sequence[Facts]) -> dict[str, Any]:
@@ -45,7 +41,7 @@ def history(stages: Sequence[Facts]) -> dict[str, Any]:
         "rows": [_row(number, stage) for number, stage in enumerate(stages, start=1)],
         "matrix": forgetting_matrix(stages),
         "types": type_table(stages),
-        "figures": list(FIGURES.values()),
+        "figures": [IN_WORDS[one] for one in FIGURES],
         "scores": scores,
         "split": last.get("split", ""),
         "per_type": last.get("per_type", []),
