@@ -86,7 +86,7 @@ def test_list(run: Run, own: Path, saved: Path) -> None:
     _, backbone, bad, islets = out.splitlines()
     assert backbone.split()[:6] == ["backbone", "packaged", "human", "300", "0", "1"]
     assert bad.split()[:5] == ["bad", "own", "cannot", "be", "read:"]
-    assert islets.startswith("islets    own         human")
+    assert islets.startswith("islets    own            human")
     assert islets.endswith("MB  made-up cells [of] four types")
     found = json.loads(run("models", "list", "--json")[1])
     assert found["own_folder"] == str(own)
