@@ -22,7 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from evercell.reporting import write_report
-from evercell.reporting.cell_map import umap
+from evercell.reporting.umap import umap
 
 TIMED = """async ([kind, value]) => {
     const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
