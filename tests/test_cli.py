@@ -159,6 +159,7 @@ def test_train_prints_the_model_beside_the_linear_baseline(folder: Path, run: Ru
     assert rows == ["evercell", "transformer alone", "linear baseline"]
     assert "`first.h5ad`: 240 cells used, counts from X" in err
     assert "whole donors (`donor`) are held out; the batches in `run` are not needed" in err
+    assert "drawn at random" not in err
     assert any((tmp_path / "state").rglob("*.safetensors"))
     written = json.loads((tmp_path / "m" / "annotator.json").read_text())
     assert written["tokenizer"]["name"] == "bins"
@@ -189,7 +190,8 @@ def test_train_json_and_report(folder: Path, run: Run, tmp_path: Path) -> None:
     assert found["data"][0]["sha256"]
     page = (tmp_path / "training.html").read_text()
     assert "These are the cells that the model was trained on" in page
-    assert "were held out" in page
+    assert "were held out, drawn at random: cells of the same donors were trained on" in page
+    assert "cells held out, drawn at random: expect less of other donors (--donor KEY" in err
 
 
 def test_pretrain_then_train_from_it(folder: Path, run: Run, tmp_path: Path) -> None:

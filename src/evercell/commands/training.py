@@ -291,7 +291,8 @@ class Run:
             for note in one.get("notes", []):
                 console.note(f"  {note}")
         held_out = facts["held_out"]
-        of = f", all of {listed(held_out['groups'])}" if held_out["groups"] else ""
+        at_random = ", drawn at random: expect less of other donors (--donor KEY holds whole ones out)"
+        of = f", all of {listed(held_out['groups'])}" if held_out["groups"] else at_random * (held_out["cells"] > 0)
         console.note(
             f"{len(model.types):,} cell types, {len(model.vocabulary):,} genes; "
             f"{held_out['cells']:,} cells held out{of}"
