@@ -103,7 +103,7 @@ def training_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     split = f"{held_out.get('cells', 0):,} cells were held out"
     if held_out.get("groups"):
         split += f", all of {', '.join(held_out['groups'])}"
-    elif held_out.get("cells"):
+    elif held_out.get("by") == "cells":
         split += ", drawn at random: cells of the same donors were trained on"
     curve = [
         {"step": row["step"], "loss": row["loss"], "validation": row.get("held_out_loss")}

@@ -291,8 +291,9 @@ class Run:
             for note in one.get("notes", []):
                 console.note(f"  {note}")
         held_out = facts["held_out"]
-        at_random = ", drawn at random: expect less of other donors (--donor KEY holds whole ones out)"
-        of = f", all of {listed(held_out['groups'])}" if held_out["groups"] else at_random * (held_out["cells"] > 0)
+        of = f", all of {listed(held_out['groups'])}" if held_out["groups"] else ""
+        if held_out["by"] == "cells":
+            of = ", drawn at random: expect less of other donors (--donor KEY holds whole ones out)"
         console.note(
             f"{len(model.types):,} cell types, {len(model.vocabulary):,} genes; "
             f"{held_out['cells']:,} cells held out{of}"
