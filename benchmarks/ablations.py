@@ -34,7 +34,7 @@ import evercell as ec
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "ablations.csv"
 HELD_OUT = ("pbmc1k_v3_10x", "mca_stomach_intestine_small", "htan_breast_liver_met")  # of runs/pretrain.sh
-FROM_NOTHING = "from-nothing"
+FROM_NOTHING, HUMAN, LABELLED = "from-nothing", "human-only", "labelled-only"
 VARIANTS: dict[str, tuple[str, ...]] = {
     FROM_NOTHING: (),
     "reference": (),
@@ -48,10 +48,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "width-1x128": ("--backbone-setting", "members=1", "--backbone-setting", "member_width=128"),
     "width-3x128": ("--backbone-setting", "member_width=128"),
     "width-2x256": ("--backbone-setting", "members=2", "--backbone-setting", "member_width=256"),
-    "human-only": (),
-    "labelled-only": (),
+    HUMAN: (),
+    LABELLED: (),
 }
-MIXES = {"human-only": "*/human/*", "labelled-only": "labelled/*/*"}
 KEY = ["variant", "task", "samples", "method"]
 OF_PRETRAINING = ["type_accuracy", "masked_accuracy", "trivial_depth_accuracy"]
 COLUMNS = [*KEY, "family", *FIGURES, *OF_PRETRAINING, "seconds_pretrain", "base", "commit", "date"]
@@ -59,10 +58,10 @@ COLUMNS = [*KEY, "family", *FIGURES, *OF_PRETRAINING, "seconds_pretrain", "base"
 
 def mixed(variant: str, folder: Path) -> Path:
     """Folder of the studies that a variant is pretrained on; those held out are in all of them."""
-    if variant not in MIXES:
+    if variant != HUMAN:
         return DATA
     for file in DATA.glob("*labelled/*/*.h5ad"):
-        if file.match(f"{MIXES[variant]}.h5ad") or file.stem in HELD_OUT:
+        if file.parent.name == "human" or file.stem in HELD_OUT:
             link = folder / f"{variant}.data" / file.relative_to(DATA)
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.exists():
@@ -76,9 +75,9 @@ def pretrained(variant: str, folder: Path, samples: int) -> tuple[Path, float]:
     if not output.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         before = os.times()
-        script = ROOT / "runs" / "pretrain.sh"
+        script = [ROOT / "runs" / "pretrain.sh", "--without-tasks", *([] if variant == LABELLED else ["--unlabelled"])]
         subprocess.run(
-            ["bash", script, "--without-tasks", output, mixed(variant, folder), *VARIANTS[variant]],
+            ["bash", *script, output, mixed(variant, folder), *VARIANTS[variant]],
             check=True,
             env={**os.environ, "SAMPLES": str(samples)},
         )
