@@ -486,6 +486,7 @@ def test_wrong_use_is_one_line_and_a_hint(folder: Path, run: Run, tmp_path: Path
     ("error", "code", "said"),
     [
         (KeyError("lost"), 3, "error: KeyError: 'lost'\nhint: this is a bug: run it again with --debug"),
+        (ValueError(), 3, "error: ValueError\nhint: this is a bug: run it again with --debug"),
         (MemoryError("1 TiB"), 2, "error: memory ran out: 1 TiB"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\nhint: choose another"),
         (KeyboardInterrupt(), 130, "stopped\n"),

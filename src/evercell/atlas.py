@@ -26,7 +26,7 @@ from evercell.annotation import Annotation, check_guarantees, rejection_rate
 from evercell.annotator import Annotator
 from evercell.cells import STORED, read_cells, write_cells
 from evercell.engines import check_engine, each
-from evercell.errors import CellsError, EvercellError, ModelError, SettingsError, words_of
+from evercell.errors import CellsError, EvercellError, ModelError, SettingsError, class_and_words
 from evercell.label_store import PARTS, keep_parts, make_store, stored, write_manifest
 from evercell.labelling import Asked
 from evercell.locking import locked
@@ -182,7 +182,7 @@ def label_part(job: Job, part: Part) -> EvercellError | None:
     except EvercellError as error:
         return error
     except Exception as error:  # one part is no reason to end the others
-        return EvercellError(f"{type(error).__name__}: {words_of(error)}")
+        return EvercellError(class_and_words(error))
     return None
 
 

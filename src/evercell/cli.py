@@ -32,7 +32,7 @@ from evercell.commands import (
 )
 from evercell.commands.console import Console
 from evercell.distributed import started
-from evercell.errors import EvercellError, GateError, MemoryWarning, SettingsError, words_of
+from evercell.errors import EvercellError, GateError, MemoryWarning, SettingsError, class_and_words, words_of
 from evercell.outputs import FULL, REFUSED
 from evercell.progress import silenced
 
@@ -206,5 +206,5 @@ def _failed(error: Exception, console: Console, command: str) -> int:
     if isinstance(error, OSError) and error.errno in (*FULL, *REFUSED):
         console.error(what, "choose another folder, or make room in this one")
         return 2
-    console.error(f"{type(error).__name__}: {what}", "this is a bug: run it again with --debug and report what it says")
+    console.error(class_and_words(error), "this is a bug: run it again with --debug and report what it says")
     return 3

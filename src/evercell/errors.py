@@ -62,3 +62,9 @@ class GateError(EvercellError):
 def words_of(error: Exception, *, most: int = 300) -> str:
     """What another library says of an error, on one line and cut off; the name of its class where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def class_and_words(error: Exception) -> str:
+    """The class of an error that nobody foresaw, and what it says."""
+    name, words = type(error).__name__, words_of(error)
+    return name if words == name else f"{name}: {words}"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evercell.errors import EvercellError, FullDiskError, GateError, words_of
+from evercell.errors import EvercellError, FullDiskError, GateError, class_and_words
 from evercell.outputs import full_disk_told
 from evercell.progress import watched
 
@@ -88,7 +88,7 @@ def _done(task: dict[str, Any], pipe: Connection) -> dict[str, Any]:
     except MemoryError:
         message, hint = "memory ran out", "give fewer cells at a time, or use `evercell annotate`"
     except Exception as error:
-        message = f"{type(error).__name__}: {words_of(error)}"
+        message = class_and_words(error)
         hint = "this is a bug: report what it says"
         print(f"evercell: job failed: {message}", file=sys.stderr, flush=True)
     # The user knows the file by the name that it has there.
