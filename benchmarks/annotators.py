@@ -167,8 +167,9 @@ def confused(truth: np.ndarray, guess: np.ndarray) -> str:
 
 
 def made_of(model: ec.Annotator, method: str) -> str:
-    """What a row holds for: the annotator itself; for the others its genes, which they share."""
-    return (model.fingerprint if method == "annotator" else model.vocabulary.digest())[:12]
+    """What a row holds for: the annotator itself, the backbone over its genes, or these genes alone."""
+    base = str(model.ledger.stages[0].facts["base"])
+    return {"annotator": model.fingerprint, "joint": base, "linear": model.vocabulary.digest()}[method][:12]
 
 
 def _grouped(cells: ad.AnnData) -> ad.AnnData:

@@ -40,6 +40,7 @@ NESTED = re.compile(r"\$\(evercell ([^()]*)\)")
 
 SHORT: dict[str, list[str]] = {
     "train": ["--no-refit", "--overwrite"],
+    "update": ["--no-refit"],
     "explain": ["--max-cells", "3"],
     "bench": ["--seconds", "3"],
     "crossval": ["--folds", "2"],
