@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,14 +22,26 @@ if TYPE_CHECKING:
     from evercell.annotator import Annotator
 
 
+@cache
+def command() -> Any:
+    """The command line, made once: Typer makes it anew for each call, which takes longer than many a command."""
+    import typer
+
+    from evercell.cli import app
+
+    return typer.main.get_command(app)
+
+
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: exit code, standard output, standard error."""
+    from evercell import cli
+
+    made = command()
+    monkeypatch.setattr(cli, "app", made)
 
     def run_it(*words: str | Path) -> tuple[int, str, str]:
-        from evercell.cli import main
-
-        code = main([str(word) for word in words])
+        code = cli.main([str(word) for word in words])
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -42,7 +42,7 @@ SHORT: dict[str, list[str]] = {
     "train": ["--no-refit", "--overwrite"],
     "update": ["--no-refit"],
     "explain": ["--max-cells", "3"],
-    "bench": ["--seconds", "3"],
+    "bench": ["--seconds", "1"],
     "crossval": ["--folds", "2"],
     "compare": ["--folds", "2"],
 }

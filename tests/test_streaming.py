@@ -179,8 +179,13 @@ def test_any_file_gives_what_it_gives_in_memory(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("file", ["plain.h5ad", "plain.zarr", "layer.zarr", "raw.h5ad", "mixed.h5ad"])
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize(
+    ("file", "suffix"),
+    [
+        ("plain.h5ad", ".h5ad"), ("plain.zarr", ".zarr"), ("plain.zarr", ".h5ad"), ("layer.zarr", ".zarr"),
+        ("raw.h5ad", ".h5ad"), ("mixed.h5ad", ".zarr"),
+    ],
+)  # fmt: skip
 def test_the_written_file_is_that_of_the_way_through_memory(
     file: str, suffix: str, model: Annotator, folder: Path, tmp_path: Path, run: Run
 ) -> None:

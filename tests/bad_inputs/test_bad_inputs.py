@@ -28,7 +28,6 @@ from .model_files import FORGED, MODEL_FILES
 
 Run = Callable[..., tuple[int, str, str]]
 MESSAGES = Path(__file__).with_name("messages.txt")
-COMMAND = typer.main.get_command(app)
 LIBRARY = re.compile(r"(of another kind|cannot be read|no description) \(.*\)$", re.MULTILINE)
 
 
@@ -79,12 +78,6 @@ def place(model: Annotator, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.fixture(autouse=True)
 def own_models(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERCELL_MODELS", str(tmp_path_factory.getbasetemp() / "own"))
-
-
-@pytest.fixture(autouse=True)
-def command_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Typer makes the command line anew for each call, which takes longer than most refusals."""
-    monkeypatch.setattr("evercell.cli.app", COMMAND)
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +194,7 @@ def test_every_command_has_a_failure_here() -> None:
             else:
                 yield [*words, name]
 
-    missing = [" ".join(words) for words in walk(COMMAND, []) if not any(
+    missing = [" ".join(words) for words in walk(typer.main.get_command(app), []) if not any(
         one[: len(words)] == words for one in begun
     )]  # fmt: skip
     assert not missing, f"add a wrong use of {missing} to {Path(__file__).with_name('commands.py').name}"
