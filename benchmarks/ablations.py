@@ -4,10 +4,11 @@
     python benchmarks/ablations.py --tables
 
 Each variant is pretrained by `runs/pretrain.sh --without-tasks` with the same seed and number of draws, so that no
-study of any task is seen; the model is kept in DIR, and an interrupted run is taken up again. Then `transfer.py`'s
-tasks are labelled by a head on thirty labelled cells a type: by the transformer `alone` or, with `--whole`, by the
-model that `transfer.py` trains with the method `head`, two thirds of which, the linear member and the profiles of the
-types, are the same in all variants. Beside them `from-nothing` trains the whole transformer on the thirty cells.
+study of any task is seen, and all but `labelled-only` on unlabelled studies too; the model is kept in DIR, and an
+interrupted run is taken up again. Then `transfer.py`'s tasks are labelled by a head on thirty labelled cells a type: by
+the transformer `alone` or, with `--whole`, by the model that `transfer.py` trains with the method `head`, two thirds of
+which, the linear member and the profiles of the types, are the same in all variants. Beside them `from-nothing` trains
+the whole transformer on the thirty cells.
 
 The tasks are test tasks: these figures say what helps, and choose no default.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from evercell.annotator import Annotator
 
 
-@cache
+@pytest.fixture(scope="session")
 def command() -> Any:
     """The command line, made once: Typer makes it anew for each call, which takes longer than many a command."""
     import typer
@@ -33,12 +32,13 @@ def command() -> Any:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: Any
+) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: exit code, standard output, standard error."""
     from evercell import cli
 
-    made = command()
-    monkeypatch.setattr(cli, "app", made)
+    monkeypatch.setattr(cli, "app", command)
 
     def run_it(*words: str | Path) -> tuple[int, str, str]:
         code = cli.main([str(word) for word in words])
