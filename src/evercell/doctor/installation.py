@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata
 
 from evercell.doctor.finding import Finding
+from evercell.errors import class_and_words
 
 
 def check_installation() -> list[Finding]:
@@ -18,7 +19,9 @@ def check_installation() -> list[Finding]:
     try:
         findings += _torch()
     except Exception as error:  # a broken build of torch fails in many ways
-        findings.append(Finding("error", "torch", f"it cannot be imported: {_line(error)}", mend="install torch again"))
+        findings.append(
+            Finding("error", "torch", f"it cannot be imported: {class_and_words(error)}", mend="install torch again")
+        )
     findings.append(_temporary_files())
     findings += _packaged_data()
     return findings
@@ -73,7 +76,9 @@ def _temporary_files() -> Finding:
         with tempfile.TemporaryFile() as file:
             file.write(b"evercell")
     except OSError as error:
-        return Finding("error", "temporary files", _line(error), mend="make room, or point TMPDIR at another folder")
+        return Finding(
+            "error", "temporary files", class_and_words(error), mend="make room, or point TMPDIR at another folder"
+        )
     return Finding("info", "temporary files", f"can be written to `{tempfile.gettempdir()}`")
 
 
@@ -86,13 +91,9 @@ def _packaged_data() -> Iterable[Finding]:
         cells = sum(describe(name).n_cells for name in EXAMPLES)
     except Exception as error:  # whatever a cut-off file leads to
         good, cells = False, 0
-        what = _line(error)
+        what = class_and_words(error)
     else:
         what = "gene tables do not know TP53"
     if not good:
         return [Finding("error", "packaged data", what, mend="pip install --force-reinstall evercell")]
     return [Finding("info", "packaged data", f"gene tables, orthologues, {len(EXAMPLES)} studies of {cells:,} cells")]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
