@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def command() -> Any:
+def command_line() -> Any:
     """The command line, made once: Typer makes it anew for each call, which takes longer than many a command."""
     import typer
 
@@ -33,12 +33,12 @@ def command() -> Any:
 
 @pytest.fixture
 def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: Any
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command_line: Any
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: exit code, standard output, standard error."""
     from evercell import cli
 
-    monkeypatch.setattr(cli, "app", command)
+    monkeypatch.setattr(cli, "app", command_line)
 
     def run_it(*words: str | Path) -> tuple[int, str, str]:
         code = cli.main([str(word) for word in words])
