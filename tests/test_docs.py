@@ -25,7 +25,7 @@ from evercell.tokenizers import TOKENIZERS
 from evercell.training import fit
 from evercell.updating import STRATEGIES
 
-SAMPLES, TEACH = 640, 3200
+SAMPLES, TEACH = 320, 1600
 """Most cells that a training of a page draws; on the page where a model has to learn something, and for the demo."""
 
 
@@ -33,7 +33,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     """Trainings of so many cells at most, smaller examples in Python, and no map."""
 
     def short(model: Any, loss: Any, settings: Any, **options: Any) -> Any:
-        few = replace(settings, samples=min(settings.samples, samples), evaluations=min(settings.evaluations, 3))
+        few = replace(settings, samples=min(settings.samples, samples), evaluations=1)
         return fit(model, loss, few, **options)
 
     monkeypatch.setattr(

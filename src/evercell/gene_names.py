@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Literal, NamedTuple
 
@@ -194,7 +194,10 @@ def _canonical(raw: Sequence[str], species: Species, column: str) -> CanonicalGe
             names[row], known[row] = own, False
     symbols = [tables.symbols.get(name) or " ".join(raw[row].split()) for row, name in enumerate(names)]
     share = float(np.mean(known)) if known else 0.0
-    return CanonicalGenes(np.array(names, dtype=str), np.array(symbols, dtype=str), species, column, share)
+    of_genes = np.array(names, dtype=str), np.array(symbols, dtype=str)
+    for array in of_genes:
+        array.flags.writeable = False  # many share it
+    return CanonicalGenes(*of_genes, species, column, share)
 
 
 def name_columns(genes: Genes, column: str | None) -> dict[str, list[str]]:
@@ -242,14 +245,20 @@ def canonical_genes(genes: Genes, *, species: str = "auto", column: str | None =
         raise GenesError(f"`{species}` is no species of evercell; it was trained on human and mouse",
                          hint="pass --species human, mouse or auto")  # fmt: skip
     candidates = name_columns(genes, column)
+    return _most_recognised(tuple((name, tuple(raw)) for name, raw in candidates.items()), species)
+
+
+@lru_cache(maxsize=4)
+def _most_recognised(candidates: tuple[tuple[str, tuple[str, ...]], ...], species: str) -> CanonicalGenes:
+    """The column that holds the most recognised names. Kept, for each model and each block asks for the same genes."""
     which: Species = (
-        _species_of([n for raw in candidates.values() for n in raw])
+        _species_of([n for _, raw in candidates for n in raw])
         if species == "auto"
         else "mouse"
         if species == "mouse"
         else "human"
     )
-    return max((_canonical(raw, which, c) for c, raw in candidates.items()), key=lambda found: found.recognised)
+    return max((_canonical(raw, which, c) for c, raw in candidates), key=lambda found: found.recognised)
 
 
 def orthologues(names: Iterable[str], *, to: str) -> dict[str, str]:
