@@ -26,7 +26,7 @@ class PrototypesRejector(Rejector):
         types = np.unique(codes)
         means = np.stack([x[codes == code].mean(axis=0) for code in types])
         centred = x - means[np.searchsorted(types, codes)]
-        covariance = LedoitWolf(assume_centered=True).fit(centred).covariance_
+        covariance = LedoitWolf(assume_centered=True, store_precision=False).fit(centred).covariance_
         # A thousandth of a percent more on the diagonal: with one cell a type there is no spread to invert.
         covariance += (1e-5 * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(len(covariance))
         whitening = np.linalg.cholesky(np.linalg.inv(covariance))  # S^-1 = W W'
