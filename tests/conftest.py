@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,24 +21,14 @@ if TYPE_CHECKING:
     from evercell.annotator import Annotator
 
 
-@pytest.fixture(scope="session")
-def command_line() -> Any:
-    """The command line, made once: Typer makes it anew for each call, which takes longer than many a command."""
-    import typer
-
-    from evercell.cli import app
-
-    return typer.main.get_command(app)
-
-
 @pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command_line: Any
-) -> Callable[..., tuple[int, str, str]]:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: exit code, standard output, standard error."""
+    from command_line import command_line
+
     from evercell import cli
 
-    monkeypatch.setattr(cli, "app", command_line)
+    monkeypatch.setattr(cli, "app", command_line())
 
     def run_it(*words: str | Path) -> tuple[int, str, str]:
         code = cli.main([str(word) for word in words])

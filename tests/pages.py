@@ -25,9 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from evercell.cli import app
+from command_line import command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
@@ -99,7 +97,7 @@ def blocks(name: str) -> list[Block]:
 def check_parses(line: str) -> None:
     """Check that a command of evercell is one, with its options."""
     words = shlex.split(NESTED.sub("there", line))
-    command, words = typer.main.get_command(app), words[words.index("evercell") + 1 :]
+    command, words = command_line(), words[words.index("evercell") + 1 :]
     words = [word for word in words if word not in ("--quiet", "--verbose", "--debug")]
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.commands, f"there is no such command: {line}"

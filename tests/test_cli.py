@@ -17,15 +17,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import typer
+from command_line import command_line
 
 import evercell
 from evercell import cells
-from evercell.cli import app, main
+from evercell.cli import main
 from evercell.examples import example_path
 from evercell.testing import synthetic_cells
 
-COMMAND = typer.main.get_command(app)
 NAMES = (
     "train", "pretrain", "update", "annotate", "embed", "evaluate", "log", "diff", "revert", "bisect", "verify", "demo",
     "doctor", "discover", "select", "reconcile", "models", "merge", "preprocess", "crossval", "compare", "example",
@@ -101,7 +100,7 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
 def test_help_lists_all_commands_and_exit_codes(run: Run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert set(COMMAND.commands) == set(NAMES)
+    assert set(command_line().commands) == set(NAMES)
     for name in NAMES:
         (line,) = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
         assert not line.endswith("...")  # the short help is a whole sentence
@@ -117,7 +116,7 @@ def test_help_lists_all_commands_and_exit_codes(run: Run) -> None:
 def test_every_command_and_option_is_explained(name: str, run: Run) -> None:
     code, out, _ = run(name, "--help")
     assert code == 0
-    command = COMMAND.commands[name]
+    command = command_line().commands[name]
     assert command.help
     for parameter in command.params:
         assert parameter.help, f"{name} {parameter.name} has no help"
@@ -134,7 +133,7 @@ def test_the_examples_of_every_command_can_be_parsed(name: str, run: Run) -> Non
     for line in shown:
         program, command, *words = shlex.split(line)
         assert (program, command) == ("evercell", name)
-        COMMAND.commands[name].make_context(name, list(words))  # raises where an option is not known
+        command_line().commands[name].make_context(name, list(words))  # raises where an option is not known
 
 
 def test_the_examples_of_the_program_can_be_parsed(run: Run) -> None:
@@ -142,7 +141,7 @@ def test_the_examples_of_the_program_can_be_parsed(run: Run) -> None:
     assert len(shown) == 3
     for line in shown:
         _, command, *words = shlex.split(line)
-        COMMAND.commands[command].make_context(command, list(words))
+        command_line().commands[command].make_context(command, list(words))
 
 
 # --- the way of a study

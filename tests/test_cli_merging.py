@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import typer
+from command_line import command_line
 
-from evercell.cli import app
 from evercell.sources import unmerged
 from evercell.testing import synthetic_cells
 
-COMMAND = typer.main.get_command(app).commands["merge"]  # type: ignore[attr-defined]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -84,7 +82,7 @@ def test_a_merged_file_is_trained_on_as_its_sources(files: list[Path], run: Run,
 def test_help_explains_every_option_and_its_examples_can_be_parsed(run: Run) -> None:
     code, out, _ = run("merge", "--help")
     assert code == 0
-    for parameter in COMMAND.params:
+    for parameter in command_line().commands["merge"].params:
         assert parameter.help, parameter.name
         assert all(option in out for option in parameter.opts if option.startswith("--"))
     shown = [line.strip() for line in out.splitlines() if line.startswith("    evercell ")]
@@ -92,7 +90,7 @@ def test_help_explains_every_option_and_its_examples_can_be_parsed(run: Run) -> 
     for line in shown:
         program, command, *words = shlex.split(line)
         assert (program, command) == ("evercell", "merge")
-        COMMAND.make_context("merge", list(words))
+        command_line().commands["merge"].make_context("merge", list(words))
 
 
 WRONG = [

@@ -12,17 +12,15 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 import pytest
-import typer
+from command_line import command_line
 
 import evercell as ec
 from evercell import checkpoint, registry
-from evercell.cli import app
 from evercell.pretraining import pretrain, quick_settings
 from evercell.testing import synthetic_cells
 
 Run = Callable[..., tuple[int, str, str]]
 
-GROUP = typer.main.get_command(app).commands["models"]  # type: ignore[attr-defined]
 VERBS = ("list", "show", "path", "add", "export")
 CARD = "# Model card\n\nSummary: made-up cells [of] four types\n\nNot for diagnosis.\n"
 
@@ -58,21 +56,21 @@ def own(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_verb_the_help_is_shown(run: Run) -> None:
     assert run("models") == run("models", "--help")
-    assert set(GROUP.commands) == set(VERBS)
+    assert set(command_line().commands["models"].commands) == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_explained_with_examples_that_parse(verb: str, run: Run) -> None:
     code, out, _ = run("models", verb, "--help")
     assert code == 0
-    for parameter in GROUP.commands[verb].params:
+    for parameter in command_line().commands["models"].commands[verb].params:
         assert parameter.help, f"{verb} {parameter.name} has no help"
     shown = [line.strip() for line in out.splitlines() if line.startswith("    evercell ")]
     assert shown
     for line in shown:
         program, group, command, *words = shlex.split(line)
         assert (program, group, command) == ("evercell", "models", verb)
-        GROUP.commands[verb].make_context(command, list(words)).close()
+        command_line().commands["models"].commands[verb].make_context(command, list(words)).close()
 
 
 # --- verbs

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 
-import typer
+from command_line import command_line
 from pages import PAGES
-
-from evercell.cli import app
 
 README = PAGES["README.md"]
 TEXT = README.read_text(encoding="utf-8")
 
 
 def test_every_command_is_in_the_table() -> None:
-    group = typer.main.get_command(app)
-    for name in group.commands:  # type: ignore[attr-defined]
+    for name in command_line().commands:
         assert f"`{name}`" in TEXT, f"README.md does not name `evercell {name}`"
 
 

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from command_line import command_line
 
 from evercell.annotator import Annotator
 from evercell.cells import read_cells
@@ -182,7 +182,7 @@ def test_the_corpus_is_as_large_as_is_said(approved: dict[str, str]) -> None:
     }
 
 
-def test_every_command_has_a_failure_here(command_line: Any) -> None:
+def test_every_command_has_a_failure_here() -> None:
     """A new command is in the corpus, or this fails."""
     begun = [words.split() for words in COMMANDS.values()]
 
@@ -193,7 +193,7 @@ def test_every_command_has_a_failure_here(command_line: Any) -> None:
             else:
                 yield [*words, name]
 
-    missing = [" ".join(words) for words in walk(command_line, []) if not any(
+    missing = [" ".join(words) for words in walk(command_line(), []) if not any(
         one[: len(words)] == words for one in begun
     )]  # fmt: skip
     assert not missing, f"add a wrong use of {missing} to {Path(__file__).with_name('commands.py').name}"

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
+from command_line import command_line
 
-from evercell.cli import app
 from evercell.serving.app import make_app
 from evercell.serving.settings import ServerSettings
 
@@ -76,7 +75,7 @@ def test_the_server_itself_imports_nothing_heavy() -> None:
 
 
 def test_the_commands_and_paths_of_the_documentation_are_there() -> None:
-    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    command = command_line().commands["serve"]
     lines = re.findall(r"^    evercell serve(.*)$", DOC, flags=re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
