@@ -48,7 +48,7 @@ SPECIES: dict[str, Callable[[], Task]] = {
 """Both of one laboratory and one method. The mouse study is a test study: what is trained on it is shipped nowhere."""
 
 
-VARIANTS = {"pretrained": "evercell, {}", "head": "evercell, {}, head alone"}
+VARIANTS = {"all": "evercell, {}", "head": "evercell, {}, head alone"}
 
 
 def methods_of(bases: dict[str, ec.Annotator], variants: list[str], others: list[str]) -> dict[str, Callable[..., Any]]:

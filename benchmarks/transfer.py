@@ -6,8 +6,9 @@
 The pretrained model must have seen no cell of a task, and not the labels of those that are to be few:
 `runs/pretrain.sh --without-tasks` leaves out every study that a task trains on or labels. Of each training study so
 many cells a type are drawn (0: all of them), the same ones for every method of a seed. Methods: `scratch`, evercell
-without pretraining; `pretrained`, trained from the base as by default; `all`, `last` and `head`, with that much of it
-trained; and those of `baselines.py`. Tasks with the same training cells share a model.
+without pretraining; `all`, `last` and `head`, from the base with that much of it trained (by default `train` takes
+`head` for fewer than 50 cells a type, else `all`); and those of `baselines.py`. Tasks with the same training cells
+share a model.
 
 Scores are those of `cross_study.py`; in a mean a family counts once. A row that is in the file is not run again.
 """
@@ -43,7 +44,7 @@ KEY = ["task", "method", "cells", "seed"]
 FIGURES = ["accuracy", "macro_f1"]
 COLUMNS = [*KEY, "family", "n_train", *FIGURES, "seconds_train", "base", "commit", "date"]
 DEPTHS = ("all", "last", "head")
-METHODS = ("scratch", "pretrained", *DEPTHS, *BASELINES)
+METHODS = ("scratch", *DEPTHS, *BASELINES)
 
 
 def drawn(cells: ad.AnnData, most: int, seed: int) -> ad.AnnData:
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, help="directory of the pretrained model")
     parser.add_argument("--tasks", nargs="+", default=[""], metavar="PREFIX")
-    parser.add_argument("--methods", nargs="+", default=["scratch", "pretrained", "linear"], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=["scratch", "all", "head", "linear"], choices=METHODS)
     parser.add_argument("--cells", nargs="+", type=int, default=[30, 0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -137,7 +138,7 @@ def main() -> None:
         if not path.exists():
             path.write_text(",".join(COLUMNS) + "\n")
         base = ec.load(asked.base) if asked.base else None
-        if base is None and set(asked.methods) & {"pretrained", *DEPTHS}:
+        if base is None and set(asked.methods) & set(DEPTHS):
             parser.error("name the pretrained model with --base")
         run(asked, base)
     rows = pd.read_csv(path)

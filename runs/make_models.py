@@ -24,6 +24,7 @@ from scipy.sparse import csr_matrix
 
 import evercell as ec
 from evercell.bank import balanced_rows, kinds_of
+from evercell.finetuning import settings_for
 from evercell.genes import align
 from evercell.model_card import model_card
 
@@ -171,7 +172,15 @@ def made(base: ec.Annotator, studies: list[Study], folder: Path, *, seed: int = 
         name = Path(study.file).name
         if model is None:
             model = ec.train(
-                part, "label", groups=groups, base=base, bank=study.bank, seed=seed, names=[name], shown=False
+                part,
+                "label",
+                groups=groups,
+                base=base,
+                bank=study.bank,
+                seed=seed,
+                names=[name],
+                shown=False,
+                settings=replace(settings_for(base), finetune="all"),  # later stages train the whole model
             )
         else:
             model = ec.update(

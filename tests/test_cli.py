@@ -234,6 +234,14 @@ def test_pretrain_with_labels_then_train_a_head(folder: Path, run: Run, tmp_path
     assert code == 0, err
     (stage,) = json.loads(f"[{(tmp_path / 'model' / 'ledger.jsonl').read_text()}]")
     assert stage["settings"]["finetune"] == "head"
+    ad.read_h5ad(folder / "first.h5ad")[::5].write_h5ad(tmp_path / "few.h5ad")
+    few = ["train", tmp_path / "few.h5ad", *train[2:]]
+    for samples, depth in (([], "head"), (["--samples", "640"], "all")):
+        code, _, err = run(*few, *samples, "--from", tmp_path / "base", "--no-refit", "--overwrite")
+        assert code == 0, err
+        assert ("only a head was trained; --finetune all" in err) == (depth == "head")
+        (stage,) = json.loads(f"[{(tmp_path / 'model' / 'ledger.jsonl').read_text()}]")
+        assert stage["settings"]["finetune"] == depth
 
 
 def test_annotate_keeps_what_was_in_the_file(folder: Path, run: Run, tmp_path: Path) -> None:

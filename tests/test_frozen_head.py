@@ -11,7 +11,7 @@ from anndata import AnnData
 
 import evercell as ec
 from evercell.errors import SettingsError
-from evercell.finetuning import quick_settings, settings_for
+from evercell.finetuning import FEW_CELLS, quick_settings, settings_for, settled
 from evercell.pretraining import quick_settings as quick_pretraining
 from evercell.testing import synthetic_cells
 
@@ -83,3 +83,13 @@ def test_a_pretrained_model_is_trained_with_settings_of_its_own(base: ec.Annotat
     assert settings_for(None) == ec.ModelSettings()
     with pytest.raises(SettingsError, match="linear_share"):
         replace(settings, linear_share=1.0)
+
+
+def test_few_labelled_cells_get_a_head_alone(base: ec.Annotator, cells: AnnData) -> None:
+    few = replace(settings_for(base), training=QUICK.training)
+    model = ec.train(cells, base=base, settings=few)
+    assert model.settings["finetune"] == model.ledger.stages[0].facts["settings"]["finetune"] == "head"
+    assert changed(base, model) == set()
+    assert [settled(few, base, FEW_CELLS - more).finetune for more in (0.1, 0)] == ["head", "all"]
+    assert settled(few, None, 10).finetune == settled(replace(few, hidden=(8,)), base, 10).finetune == "all"
+    assert settled(replace(few, finetune="last"), base, 10).finetune == "last"

@@ -60,7 +60,9 @@ from evercell.training_cells import (
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FINETUNE = ("all", "last", "head")
+FINETUNE = ("auto", "all", "last", "head")
+FEW_CELLS = 50
+"""With fewer labelled cells a type, in the mean, a head alone labels other studies better than the whole model does."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class ModelSettings:
         Arguments of the tokenizer and the backbone; hidden layers of the head.
     finetune
         What of a pretrained model is trained: ``all``; ``last``, the last block and the head; ``head``, a head on
-        representations that are made once.
+        representations that are made once; ``auto``, the head alone where there are fewer than `FEW_CELLS` labelled
+        cells a type, else all. A trained model stores which of them it was.
     linear, linear_share
         Ask a linear model too; its weight beside the transformer.
     profiles
@@ -208,7 +211,7 @@ def train(
     4
     """
     settings = settings or settings_for(base)
-    if base is None and settings.finetune != "all":
+    if base is None and settings.finetune not in ("auto", "all"):
         raise SettingsError(
             f"finetune={settings.finetune} leaves the backbone as it is, and there is none yet",
             hint="name a pretrained model to start from, or leave out finetune",
@@ -231,6 +234,7 @@ def train(
         if bank == "sketch":
             refuse_rare(cells.codes, too_few(cells.codes, len(types)), types)
         split = split_cells(cells.codes, cells.groups, test_share=settings.held_out, seed=seed)
+        settings = settled(settings, base, len(cells) / len(types))
         if base is None:
             columns = chosen_genes(
                 cells.taken(split.train), least_cells=settings.least_cells, variable_genes=settings.variable_genes
@@ -269,10 +273,21 @@ def train(
 
 
 def settings_for(base: Annotator | None) -> ModelSettings:
-    """Settings by default: a pretrained model is trained at a lower rate, and trusted more than the linear member."""
+    """Settings by default: a pretrained model is trained at a lower rate, and trusted more than the linear member.
+
+    How much of it is trained is settled by the number of labelled cells a type.
+    """
     if base is None:
         return ModelSettings()
-    return ModelSettings(linear_share=1 / 3, training=TrainingSettings(learning_rate=2e-3))
+    return ModelSettings(finetune="auto", linear_share=1 / 3, training=TrainingSettings(learning_rate=2e-3))
+
+
+def settled(settings: ModelSettings, base: Annotator | None, cells_a_type: float) -> ModelSettings:
+    """The same, with what ``auto`` comes to for so many labelled cells a type, in the mean."""
+    if settings.finetune != "auto":
+        return settings
+    head = base is not None and cells_a_type < FEW_CELLS and not settings.hidden
+    return replace(settings, finetune="head" if head else "all")
 
 
 def quick_settings() -> ModelSettings:

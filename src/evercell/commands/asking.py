@@ -62,8 +62,9 @@ Finetune = Annotated[
     str | None,
     typer.Option(
         "--finetune",
-        metavar="all|last|head",
-        help="With --from, what is trained: all weights; the last block and the head; or, in seconds, the head.",
+        metavar="auto|all|last|head",
+        help="With --from, what is trained: all weights; the last block and the head; or, in seconds, the head. auto "
+        "(default): the head where a type has fewer than 50 labelled cells in the mean.",
     ),
 ]
 
@@ -104,7 +105,10 @@ def model_settings(
         settings = published.over(n_cells).model
         if base is None:  # a new backbone has no layer that could be left as it is
             settings = replace(settings, finetune="all")
-    return given_over(asked.over(settings), **options)
+    settings = given_over(asked.over(settings), **options)
+    if asked.samples is not None and settings.finetune == "auto":
+        settings = replace(settings, finetune="all")  # a head alone draws no samples
+    return settings
 
 
 def check_asked(asked: Asked, published: Preset | None, *, finetune: str | None, balance: str | None) -> None:
@@ -112,7 +116,7 @@ def check_asked(asked: Asked, published: Preset | None, *, finetune: str | None,
     from evercell.finetuning import ModelSettings
     from evercell.training_cells import check_balance
 
-    if asked.base is None and finetune not in (None, "all"):
+    if asked.base is None and finetune not in (None, "auto", "all"):
         raise SettingsError(f"--finetune {finetune} needs a pretrained model", hint="name one with --from")
     asked.over(ModelSettings() if published is None else published.model)
     if balance is not None:

@@ -138,6 +138,8 @@ def train(
     if not process.first:
         return
     facts = run.saved(model)
+    if settings.finetune == "auto" and facts["settings"]["finetune"] == "head":
+        console.note("with so few labelled cells a type only a head was trained; --finetune all trains the whole model")
     if report is not None:
         training_report(model, joined_cells(adatas, names, layer=layer), report, console, labels=labels, device=device)
     text = f"on {facts['held_out']['cells']:,} held-out cells:\n{score_table(facts['metrics'])}"
