@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: exit code, standard output, standard error."""
-    from command_line import command_line
+    from made_once import command_line
 
     from evercell import cli
 

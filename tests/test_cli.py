@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import command_line
+from made_once import command_line
 
 import evercell
 from evercell import cells

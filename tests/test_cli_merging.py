@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import command_line
+from made_once import command_line
 
 from evercell.sources import unmerged
 from evercell.testing import synthetic_cells

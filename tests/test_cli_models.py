@@ -12,7 +12,7 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 import pytest
-from command_line import command_line
+from made_once import command_line
 
 import evercell as ec
 from evercell import checkpoint, registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from command_line import command_line
+from made_once import command_line
 from pages import PAGES
 
 README = PAGES["README.md"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import command_line
+from made_once import command_line
 
 from evercell.annotator import Annotator
 from evercell.cells import read_cells

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import command_line
+from made_once import command_line
 
 from evercell.serving.app import make_app
 from evercell.serving.settings import ServerSettings
